@@ -1,0 +1,8 @@
+"""The one exception a user's input raises, so that every caller can tell a wrong input from a defect."""
+
+
+class InputError(ValueError):
+    """Wrong input: one clear sentence that names the argument, what was expected and what came.
+
+    The command line prints it alone, without a traceback, and exits with code 2.
+    """

@@ -1,0 +1,144 @@
+"""From images of any size to a batch, and from the batch's pixels back to the images'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Target = dict[str, Tensor]
+Size = tuple[int, int]
+
+_BOX_KEYS = ("boxes", "ignore")
+_DIVISOR = 32
+
+
+@dataclass
+class ImageBatch:
+    """Images normalised, resized and padded at the right and bottom.
+
+    Attributes:
+        tensor: float32 [N, 3, H, W], H and W multiples of 32, zero outside the images.
+        sizes: (height, width) of each image inside the batch; boxes are clipped to these, not to H and W.
+        original_sizes: (height, width) of each image as it was given.
+    """
+
+    tensor: Tensor
+    sizes: list[Size]
+    original_sizes: list[Size]
+
+
+@dataclass
+class ImageTransform:
+    """Normalises, resizes and batches images; moves targets and detections along.
+
+    Attributes:
+        min_size: what the shorter side becomes, in pixels; in training one of them is drawn for each image, evaluation
+            takes the last.
+        max_size: what the longer side may not exceed; the image becomes smaller instead.
+        mean, std: per channel (RGB, values in 0..1).
+        keypoint_offset: where a keypoint of whole pixels lies inside its pixel. Keypoints name pixel centres, so the
+            exact value is 0.5; the published COCO models were trained with 0.0 and need that.
+    """
+
+    min_size: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    max_size: int = 1333
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    keypoint_offset: float = 0.0
+
+    def __call__(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target] | None,
+        training: bool,
+        resize: bool = True,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> tuple[ImageBatch, list[Target] | None]:
+        """Images, each [3, h, w] in 0..1, as one batch, and their targets in its pixels.
+
+        Draws one uniform number per image from torch's generator in training, also where `min_size` holds one size.
+        With `resize` False the images keep their size and nothing is drawn.
+        """
+        moved = []
+        original_sizes = [_size(image) for image in images]
+        for image in images:
+            mean, std = (torch.tensor(values, dtype=image.dtype, device=image.device) for values in (self.mean, self.std))
+            normalised = (image - mean[:, None, None]) / std[:, None, None]
+            if resize:
+                size = self.resized(_size(image), self._draw_min_size() if training else self.min_size[-1])
+                normalised = F.interpolate(normalised[None], size=size, mode="bilinear", align_corners=False)[0]
+            moved.append(normalised)
+        batch = ImageBatch(_padded(moved, memory_format), [_size(image) for image in moved], original_sizes)
+        if targets is None:
+            return batch, None
+        return batch, [
+            self._move_target(target, old, new)
+            for target, old, new in zip(targets, original_sizes, batch.sizes, strict=True)
+        ]
+
+    def resized(self, size: Size, min_size: int) -> Size:
+        """The (height, width) that an image of `size` gets when its shorter side shall be `min_size`."""
+        low, high = (torch.tensor(side, dtype=torch.float32) for side in (min(size), max(size)))
+        scale = torch.min(min_size / low, self.max_size / high).item()
+        return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
+
+    def restore(self, detections: list[dict[str, Any]], batch: ImageBatch) -> list[dict[str, Any]]:
+        """Detections in the batch's pixels as detections in each image's own."""
+        for detection, size, original in zip(detections, batch.sizes, batch.original_sizes, strict=True):
+            if "boxes" in detection:
+                detection["boxes"] = move_boxes(detection["boxes"], size, original)
+            if "keypoints" in detection:
+                detection["keypoints"] = self._move_keypoints(
+                    detection["keypoints"], size, original, 0.0, -self.keypoint_offset
+                )
+        return detections
+
+    def _draw_min_size(self) -> int:
+        return self.min_size[int(torch.empty(1).uniform_(0.0, float(len(self.min_size))).item())]
+
+    def _move_target(self, target: Target, old: Size, new: Size) -> Target:
+        moved = dict(target)
+        for key in _BOX_KEYS:
+            if key in moved:
+                moved[key] = move_boxes(moved[key], old, new)
+        if "keypoints" in moved:
+            moved["keypoints"] = self._move_keypoints(moved["keypoints"], old, new, self.keypoint_offset, 0.0)
+        return moved
+
+    @staticmethod
+    def _move_keypoints(keypoints: Tensor, old: Size, new: Size, before: float, after: float) -> Tensor:
+        # The one place where pixel centres become continuous coordinates, and the other way round.
+        ratio = _ratio(old, new).to(keypoints)
+        return torch.cat([(keypoints[..., :2] + before) * ratio + after, keypoints[..., 2:]], dim=-1)
+
+
+def move_boxes(boxes: Tensor, old: Size, new: Size) -> Tensor:
+    """Boxes [N, 4] of an image of size `old` (height, width) as boxes of the same image at size `new`."""
+    return boxes * _ratio(old, new).to(boxes).repeat(2)
+
+
+def _ratio(old: Size, new: Size) -> Tensor:
+    """New over old, (x, y), divided in float32 as the reference does."""
+    old_sides, new_sides = (torch.tensor(size, dtype=torch.float32) for size in (old, new))
+    return (new_sides / old_sides).flip(0)
+
+
+def _size(image: Tensor) -> Size:
+    return image.shape[-2], image.shape[-1]
+
+
+def _padded(images: Sequence[Tensor], memory_format: torch.memory_format) -> Tensor:
+    height, width = (
+        math.ceil(max(image.shape[axis] for image in images) / _DIVISOR) * _DIVISOR for axis in (-2, -1)
+    )
+    shape = (len(images), 3, height, width)
+    batch = torch.zeros(shape, dtype=images[0].dtype, device=images[0].device).to(memory_format=memory_format)
+    for slot, image in zip(batch, images, strict=True):
+        slot[:, : image.shape[1], : image.shape[2]].copy_(image)
+    return batch

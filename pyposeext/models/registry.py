@@ -1,0 +1,108 @@
+"""Models by name: a builder function with keyword arguments each, and what reads its published checkpoints."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from pyposeext.errors import InputError
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published weight file, known by the first hexadecimal digits of its SHA-256.
+
+    Attributes:
+        name: what it is called; source: where it is from; licence: as its publisher states it.
+        arguments: what the builder needs to give the file's outputs.
+    """
+
+    name: str
+    source: str
+    licence: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered model: its builder, its converter of published weights, and the files known by their SHA-256."""
+
+    name: str
+    builder: Callable[..., nn.Module]
+    convert: Callable[[StateDict], dict[str, Tensor]]
+    checkpoints: Mapping[str, Checkpoint]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The builder's keyword arguments and their defaults."""
+        return {name: parameter.default for name, parameter in inspect.signature(self.builder).parameters.items()}
+
+
+_ENTRIES: dict[str, Entry] = {}
+# The alias of the shipped weights: they are pyposeext/weights/default.safetensors and belong to this model.
+ALIASES = {"default": "keypoint_rcnn_efficientnet_lite0_fpn"}
+
+
+def register_model(
+    convert: Callable[[StateDict], dict[str, Tensor]] = dict, checkpoints: Mapping[str, Checkpoint] | None = None
+) -> Callable[[Builder], Builder]:
+    """Decorator: registers a builder under its own name.
+
+    Args:
+        convert: from the published layout to this package's state dict; without it the layouts are the same.
+        checkpoints: published files, by the beginning of their SHA-256.
+    """
+
+    def register(builder: Builder) -> Builder:
+        name = builder.__name__
+        if name in _ENTRIES:
+            raise ValueError(f"two models are named {name!r}")
+        _ENTRIES[name] = Entry(name, builder, convert, dict(checkpoints or {}))
+        return builder
+
+    return register
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` takes, sorted, without the alias "default"."""
+    return sorted(_ENTRIES)
+
+
+def model_entry(name: str) -> Entry:
+    """The entry of that name or alias, or an InputError that lists the names there are."""
+    entry = _ENTRIES.get(ALIASES.get(name, name))
+    if entry is None:
+        raise InputError(f"model must be one of {', '.join([*ALIASES, *list_models()])}, got {name!r}")
+    return entry
+
+
+def build_model(entry: Entry, arguments: Mapping[str, Any]) -> nn.Module:
+    """The model with random weights. Its attributes `model_name` and `model_arguments` say how it was built."""
+    known = entry.arguments
+    for argument in arguments:
+        if argument not in known:
+            raise InputError(f"model {entry.name} takes the arguments {', '.join(known)}, got {argument!r}")
+    model = entry.builder(**arguments)
+    model.model_name = entry.name  # type: ignore[assignment]
+    model.model_arguments = dict(arguments)  # type: ignore[assignment]
+    return model
+
+
+def convert_state_dict(name: str, official_state_dict: StateDict) -> dict[str, Tensor]:
+    """A published checkpoint's state dict as that of this package's model, which loads it with strict=True.
+
+    Args:
+        name: the model's.
+        official_state_dict: as the model's authors released it, old key names included.
+
+    Raises:
+        InputError: no such model, or a state dict of something else.
+    """
+    return model_entry(name).convert(official_state_dict)

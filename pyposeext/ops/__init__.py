@@ -1,0 +1,12 @@
+"""The kernels: one thin function each, on the CPU and on CUDA devices, through PyTorch's dispatcher.
+
+Each module beside this one holds the public function, its fake kernel and autograd, and `reference`, the same
+computation in plain PyTorch.
+"""
+
+from pyposeext.ops.multiscale_roi_align import multiscale_roi_align
+from pyposeext.ops.nms import batched_nms, nms, nms_padded
+from pyposeext.ops.roi_align import roi_align
+from pyposeext.ops.tube_roi_align import tube_roi_align
+
+__all__ = ["batched_nms", "multiscale_roi_align", "nms", "nms_padded", "roi_align", "tube_roi_align"]

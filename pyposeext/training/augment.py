@@ -1,0 +1,272 @@
+"""Random changes of labelled images, each of them one affine warp from the source image to the final canvas.
+
+All functions take and return `Sample` (integer pixel coordinates are pixel centres) and draw from the generator they
+are given, so that a seed decides everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pyposeext.datasets.sample import NOT_LABELLED, OCCLUDED, Sample
+from pyposeext.structures import Skeleton
+
+# The mean colour of ImageNet: after a model's normalisation it is 0, like the padding of a batch.
+GREY = (124, 116, 104)
+LOWER_BODY = ("hip", "knee", "ankle")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How strongly to change an image; probabilities in 0..1.
+
+    Attributes:
+        flip: probability of mirroring.
+        rotate: probability of a rotation, normally distributed with `rotation` degrees, cut at twice that.
+        rotation: standard deviation in degrees.
+        smallest: the shortest the chosen person's longer side may become, in pixels.
+        largest: the longest it may become, as a share of the canvas.
+        half_body: probability of choosing only the upper or lower body of a person with 8 or more labelled joints.
+        mosaic: probability that four images share a canvas.
+        occlude: probability of covering part of the canvas by patches.
+        colour: probability of a change of colours.
+        blur: probability of a loss of sharpness.
+    """
+
+    flip: float = 0.5
+    rotate: float = 0.6
+    rotation: float = 20.0
+    smallest: float = 64.0
+    largest: float = 1.05
+    half_body: float = 0.1
+    mosaic: float = 0.3
+    occlude: float = 0.25
+    colour: float = 0.7
+    blur: float = 0.1
+
+
+def warp(
+    sample: Sample,
+    matrix: NDArray[np.float64],
+    size: tuple[int, int],
+    skeleton: Skeleton,
+    least_visible: float = 0.25,
+) -> Sample:
+    """Takes a sample through an affine map.
+
+    Args:
+        sample: N people.
+        matrix: [2, 3], source pixel to canvas pixel; a negative determinant mirrors, and left and right joints change
+            places then.
+        size: height and width of the canvas.
+        skeleton: gives the pairs that change places.
+        least_visible: people of whose box a smaller share stays on the canvas become regions to ignore.
+
+    Returns:
+        The canvas with the people that remain, boxes clipped to it, joints outside it not labelled.
+    """
+    height, width = size
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    method = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
+    source = sample.image
+    if scale < 0.5:
+        # warpAffine samples single source pixels: shrink first by a whole factor, or thin limbs alias away.
+        factor = int(1 / scale)
+        source = cv2.resize(source, None, fx=1 / factor, fy=1 / factor, interpolation=method)
+        exact = np.array([sample.image.shape[1] / source.shape[1], sample.image.shape[0] / source.shape[0]])
+        image_matrix = np.column_stack([matrix[:, :2] * exact, matrix[:, 2] + matrix[:, :2] @ ((exact - 1) / 2)])
+    else:
+        image_matrix = matrix
+    image = cv2.warpAffine(source, image_matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=GREY)
+
+    keypoints = sample.keypoints.copy()
+    keypoints[:, :, :2] = keypoints[:, :, :2] @ matrix[:, :2].T.astype(np.float32) + matrix[:, 2].astype(np.float32)
+    if np.linalg.det(matrix[:, :2]) < 0:
+        keypoints = keypoints[:, list(skeleton.flip_order)]
+    outside = (keypoints[:, :, :2] < -0.5).any(2) | (keypoints[:, :, :2] > [width - 0.5, height - 0.5]).any(2)
+    keypoints[outside | (keypoints[:, :, 2] == NOT_LABELLED)] = 0
+
+    whole = warp_boxes(sample.boxes, matrix)
+    boxes = whole.clip(0, [width, height, width, height]).astype(np.float32)
+    share = _area(boxes) / np.maximum(_area(whole), 1e-6)
+    keep = (share >= least_visible) & (boxes[:, 2:] - boxes[:, :2] >= 4).all(1)
+    ignore = np.concatenate([boxes[~keep], warp_boxes(sample.ignore, matrix)])
+    return replace(
+        sample,
+        image=image,
+        boxes=boxes[keep],
+        keypoints=keypoints[keep],
+        areas=sample.areas[keep] * scale**2 * share[keep],
+        ignore=_on_canvas(ignore, size),
+    )
+
+
+def warp_boxes(boxes: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Boxes around the images of the ellipses inscribed in `boxes` [N, 4] under `matrix` [2, 3].
+
+    People fill the middle of their boxes, not the corners: the extent of the rotated corners would be far too large.
+    """
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    centre = centre @ matrix[:, :2].T + matrix[:, 2]
+    half = np.sqrt(half**2 @ (matrix[:, :2] ** 2).T)
+    return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
+
+
+def random_view(
+    sample: Sample,
+    size: tuple[int, int],
+    skeleton: Skeleton,
+    settings: Augmentation,
+    generator: np.random.Generator,
+) -> Sample:
+    """A random view of one person of `sample`, or of the whole image where it holds none, on a canvas of `size`."""
+    matrix = _view_matrix(sample, size, skeleton, settings, generator)
+    return warp(sample, matrix, size, skeleton)
+
+
+def random_mosaic(
+    samples: Sequence[Sample],
+    size: tuple[int, int],
+    skeleton: Skeleton,
+    settings: Augmentation,
+    generator: np.random.Generator,
+) -> Sample:
+    """Random views of four samples in the four corners of one canvas, parted at a random point: small people."""
+    height, width = size
+    middle_y = int(height * generator.uniform(0.4, 0.6))
+    middle_x = int(width * generator.uniform(0.4, 0.6))
+    canvas = np.empty((height, width, 3), np.uint8)
+    parts = []
+    for index, sample in enumerate(samples):
+        top, bottom = (0, middle_y) if index < 2 else (middle_y, height)
+        left, right = (0, middle_x) if index % 2 == 0 else (middle_x, width)
+        part = random_view(sample, (bottom - top, right - left), skeleton, settings, generator)
+        canvas[top:bottom, left:right] = part.image
+        part.keypoints[:, :, :2] += np.where(part.keypoints[:, :, 2:] > 0, [left, top], 0).astype(np.float32)
+        part.boxes += np.array([left, top, left, top], np.float32)
+        part.ignore += np.array([left, top, left, top], np.float32)
+        parts.append(part)
+    return replace(
+        samples[0],
+        image=canvas,
+        boxes=np.concatenate([part.boxes for part in parts]),
+        keypoints=np.concatenate([part.keypoints for part in parts]),
+        areas=np.concatenate([part.areas for part in parts]),
+        ignore=np.concatenate([part.ignore for part in parts]),
+    )
+
+
+def random_appearance(sample: Sample, settings: Augmentation, generator: np.random.Generator) -> Sample:
+    """Changes colours and sharpness and covers parts of the canvas; joints under a patch become occluded."""
+    image = sample.image
+    if generator.random() < settings.blur:
+        factor = generator.uniform(0.4, 0.8)
+        small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(small, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
+    if generator.random() < settings.colour:
+        image = _change_colours(image, generator)
+    keypoints = sample.keypoints
+    if len(sample.boxes) and generator.random() < settings.occlude:
+        image, keypoints = _cover(image, sample, generator)
+    return replace(sample, image=image, keypoints=keypoints)
+
+
+def _view_matrix(
+    sample: Sample,
+    size: tuple[int, int],
+    skeleton: Skeleton,
+    settings: Augmentation,
+    generator: np.random.Generator,
+) -> NDArray[np.float64]:
+    """The affine map [2, 3] that puts a person, half a person or the whole image somewhere on the canvas."""
+    height, width = size
+    if len(sample.boxes):
+        person = int(generator.integers(len(sample.boxes)))
+        box = _focus(sample.boxes[person], sample.keypoints[person], skeleton, settings, generator)
+        largest = settings.largest * min(size)
+        smallest = min(settings.smallest, largest)
+        side = float(np.exp(generator.uniform(np.log(smallest), np.log(largest))))
+    else:
+        box = np.array([0, 0, sample.image.shape[1], sample.image.shape[0]], np.float32)
+        side = float(generator.uniform(1.0, 2.0) * max(size))
+    longer = max(float(max(box[2:] - box[:2])), 4.0)
+    # More than fourfold enlargement shows nothing that is in the source.
+    scale = min(side / longer, 4.0)
+    degrees = 0.0
+    if generator.random() < settings.rotate:
+        degrees = float(np.clip(generator.normal(0, settings.rotation), -2 * settings.rotation, 2 * settings.rotation))
+    cosine, sine = scale * np.cos(np.deg2rad(degrees)), scale * np.sin(np.deg2rad(degrees))
+    linear = np.array([[cosine, -sine], [sine, cosine]])
+    if generator.random() < settings.flip:
+        linear[:, 0] *= -1
+    room = np.maximum((np.array([width, height]) - scale * (box[2:] - box[:2])) / 2, 0) + 0.08 * side
+    target = np.array([width - 1, height - 1]) / 2 + generator.uniform(-1, 1, 2) * room
+    return np.column_stack([linear, target - linear @ ((box[:2] + box[2:]) / 2)])
+
+
+def _focus(
+    box: NDArray[np.float32],
+    keypoints: NDArray[np.float32],
+    skeleton: Skeleton,
+    settings: Augmentation,
+    generator: np.random.Generator,
+) -> NDArray[np.float32]:
+    """The box to show: the person's, or that of the upper or lower half of the body."""
+    labelled = keypoints[:, 2] > 0
+    if generator.random() >= settings.half_body or labelled.sum() < 8:
+        return box
+    lower = np.array([name.endswith(LOWER_BODY) for name in skeleton.names])
+    half = labelled & (lower if generator.random() < 0.4 else ~lower)
+    if half.sum() < 3:
+        return box
+    low, high = keypoints[half, :2].min(0), keypoints[half, :2].max(0)
+    margin = 0.15 * max(high - low)
+    return np.concatenate([low - margin, high + margin])
+
+
+def _change_colours(image: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Contrast, brightness, gamma and a tint by one table per channel; sometimes grey."""
+    if generator.random() < 0.1:
+        image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
+    levels = (np.arange(256) / 255) ** np.exp(generator.uniform(-0.3, 0.3))
+    contrast = np.exp(generator.uniform(-0.35, 0.35))
+    gains = np.exp(generator.uniform(-0.12, 0.12, 3))
+    table = ((levels[:, None] - 0.5) * contrast + 0.5 + generator.uniform(-0.15, 0.15)) * gains
+    return cv2.LUT(image, (table * 255).clip(0, 255).astype(np.uint8)[None])
+
+
+def _cover(
+    image: NDArray[np.uint8], sample: Sample, generator: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Covers one to three spots on a person by a colour or by another piece of the canvas."""
+    image, keypoints = image.copy(), sample.keypoints.copy()
+    height, width = image.shape[:2]
+    box = sample.boxes[int(generator.integers(len(sample.boxes)))]
+    for _ in range(int(generator.integers(1, 4))):
+        h, w = np.maximum((max(box[2:] - box[:2]) * generator.uniform(0.08, 0.25, 2)).astype(int), 2)
+        h, w = min(int(h), height), min(int(w), width)
+        x1 = int(np.clip(generator.uniform(box[0], box[2]) - w / 2, 0, width - w))
+        y1 = int(np.clip(generator.uniform(box[1], box[3]) - h / 2, 0, height - h))
+        if generator.random() < 0.5:
+            image[y1 : y1 + h, x1 : x1 + w] = generator.integers(0, 256, 3)
+        else:
+            x0, y0 = int(generator.integers(0, width - w + 1)), int(generator.integers(0, height - h + 1))
+            image[y1 : y1 + h, x1 : x1 + w] = image[y0 : y0 + h, x0 : x0 + w].copy()
+        inside = ((keypoints[:, :, :2] >= [x1, y1]) & (keypoints[:, :, :2] < [x1 + w, y1 + h])).all(2)
+        keypoints[:, :, 2] = np.where(inside & (keypoints[:, :, 2] > 0), OCCLUDED, keypoints[:, :, 2])
+    return image, keypoints
+
+
+def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (boxes[:, 2] - boxes[:, 0]).clip(0) * (boxes[:, 3] - boxes[:, 1]).clip(0)
+
+
+def _on_canvas(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """The parts of boxes [N, 4] on a canvas (height, width), those without area left out."""
+    clipped = boxes.clip(0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
+    return clipped[_area(clipped) > 0]
