@@ -59,6 +59,11 @@ class CocoKeypoints:
     def __len__(self) -> int:
         return len(self._images)
 
+    def count_people(self, index: int) -> int:
+        """How many annotations of people, crowds included, image `index` has."""
+        check_index(self.name, index, len(self))
+        return len(self._annotations[self._images[index]["id"]])
+
     def sample(self, index: int) -> Sample:
         """Image `index` in the order of image ids, decoded."""
         check_index(self.name, index, len(self))

@@ -53,6 +53,11 @@ class LeedsSports:
     def __len__(self) -> int:
         return len(self._joints)
 
+    def count_people(self, index: int) -> int:
+        """Always 1: the athlete. Others in the picture are not labelled."""
+        check_index(self.name, index, len(self))
+        return 1
+
     def sample(self, index: int) -> Sample:
         """Image `index` of the split, decoded."""
         check_index(self.name, index, len(self))
@@ -77,6 +82,11 @@ class LeedsSportsExtended:
 
     def __len__(self) -> int:
         return len(self._joints)
+
+    def count_people(self, index: int) -> int:
+        """Always 1: the athlete. Others in the picture are not labelled."""
+        check_index(self.name, index, len(self))
+        return 1
 
     def sample(self, index: int) -> Sample:
         """Image `index`, decoded."""

@@ -55,6 +55,10 @@ class ImageDataset(Protocol):
 
     def __len__(self) -> int: ...
 
+    def count_people(self, index: int) -> int:
+        """How many people, crowds included, image `index` holds, told without decoding it."""
+        ...
+
     def sample(self, index: int) -> Sample:
         """Reads and decodes image `index` (0 to len - 1)."""
         ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -23,15 +22,6 @@ def write_run_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
 def to_toml(settings: Mapping[str, Any]) -> str:
     """The same as text: the plain values first, then a table for each mapping."""
     return "\n".join(_table(settings, ())).strip("\n") + "\n"
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _table(settings: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:

@@ -38,11 +38,12 @@ class Entry:
     builder: Callable[..., nn.Module]
     convert: Callable[[StateDict], dict[str, Tensor]]
     checkpoints: Mapping[str, Checkpoint]
+    signature: Callable[..., nn.Module]
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The builder's keyword arguments and their defaults."""
-        return {name: parameter.default for name, parameter in inspect.signature(self.builder).parameters.items()}
+        return {name: parameter.default for name, parameter in inspect.signature(self.signature).parameters.items()}
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -51,20 +52,23 @@ ALIASES = {"default": "keypoint_rcnn_efficientnet_lite0_fpn"}
 
 
 def register_model(
-    convert: Callable[[StateDict], dict[str, Tensor]] = dict, checkpoints: Mapping[str, Checkpoint] | None = None
+    convert: Callable[[StateDict], dict[str, Tensor]] = dict,
+    checkpoints: Mapping[str, Checkpoint] | None = None,
+    arguments_of: Callable[..., nn.Module] | None = None,
 ) -> Callable[[Builder], Builder]:
     """Decorator: registers a builder under its own name.
 
     Args:
         convert: from the published layout to this package's state dict; without it the layouts are the same.
         checkpoints: published files, by the beginning of their SHA-256.
+        arguments_of: a builder whose arguments and defaults this one has too; it then takes ``**arguments``.
     """
 
     def register(builder: Builder) -> Builder:
         name = builder.__name__
         if name in _ENTRIES:
             raise ValueError(f"two models are named {name!r}")
-        _ENTRIES[name] = Entry(name, builder, convert, dict(checkpoints or {}))
+        _ENTRIES[name] = Entry(name, builder, convert, dict(checkpoints or {}), arguments_of or builder)
         return builder
 
     return register
@@ -89,9 +93,9 @@ def build_model(entry: Entry, arguments: Mapping[str, Any]) -> nn.Module:
     for argument in arguments:
         if argument not in known:
             raise InputError(f"model {entry.name} takes the arguments {', '.join(known)}, got {argument!r}")
-    model = entry.builder(**arguments)
+    model = entry.builder(**{**known, **arguments})
     model.model_name = entry.name  # type: ignore[assignment]
-    model.model_arguments = dict(arguments)  # type: ignore[assignment]
+    model.model_arguments = {**known, **arguments}  # type: ignore[assignment]
     return model
 
 

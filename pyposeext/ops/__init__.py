@@ -7,6 +7,15 @@ computation in plain PyTorch.
 from pyposeext.ops.multiscale_roi_align import multiscale_roi_align
 from pyposeext.ops.nms import batched_nms, nms, nms_padded
 from pyposeext.ops.roi_align import roi_align
+from pyposeext.ops.roi_heatmaps_to_keypoints import roi_heatmaps_to_keypoints
 from pyposeext.ops.tube_roi_align import tube_roi_align
 
-__all__ = ["batched_nms", "multiscale_roi_align", "nms", "nms_padded", "roi_align", "tube_roi_align"]
+__all__ = [
+    "batched_nms",
+    "multiscale_roi_align",
+    "nms",
+    "nms_padded",
+    "roi_align",
+    "roi_heatmaps_to_keypoints",
+    "tube_roi_align",
+]

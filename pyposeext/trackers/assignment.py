@@ -15,8 +15,8 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 def assign_hungarian(cost: NDArray[np.floating[Any]], maximum_cost: float | None = None) -> Pairs:
     """Pairs (rows, columns) of the least total cost.
 
-    Without `maximum_cost` as many pairs are made as fit, at any cost. With it, a pair that costs more is never made, and
-    leaving two people unpaired costs as much as pairing them at the maximum.
+    Without `maximum_cost` as many pairs are made as fit, at any cost. With it, a pair that costs more is never made,
+    and leaving two people unpaired costs as much as pairing them at the maximum.
     """
     if maximum_cost is not None:
         cost = np.minimum(cost, maximum_cost + 1e-6)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -70,6 +70,7 @@ PRESETS = {
         box_weight=1.0,
         oks_weight=0.0,
         minimum_score=0.95,
+        joint_score=0.0,
         birth_score=None,
         plus_one=True,
         maximum_cost=None,
@@ -188,17 +189,13 @@ class GraphLinker:
         if settings.pck_weight:
             heads = head_sizes(keypoints, people.skeleton)
             cost += settings.pck_weight * (1 - pose_pck(keypoints, people.keypoints, heads, settings.joint_score))
-        return cost
+        # A person with a coordinate that is not a number is like nobody, and the assignment takes no such costs.
+        return np.nan_to_num(cost, nan=settings.box_weight + settings.oks_weight + settings.pck_weight)
 
     def _births(self, people: Poses, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         needed = self.settings.birth_score
         strong = np.ones(len(people), dtype=bool) if needed is None else people.scores >= needed
         return np.flatnonzero((ids < 0) & strong)
-
-
-def settings_dictionary(settings: LinkerSettings) -> dict[str, Any]:
-    """The settings by name, for a run's record."""
-    return asdict(settings)
 
 
 def _no_tracks(people: Poses) -> LinkState:
@@ -233,4 +230,5 @@ def _velocities(state: LinkState, before: NDArray[np.int64], boxes: NDArray[np.f
     """Pixels a frame [P, 2] of the tracks `before` that are now at `boxes`, smoothed over time."""
     moved = (boxes[:, :2] + boxes[:, 2:] - state.boxes[before, :2] - state.boxes[before, 2:]) / 2
     measured = moved / (state.missed[before, None] + 1)
-    return _VELOCITY_MEMORY * state.velocities[before] + (1 - _VELOCITY_MEMORY) * measured
+    smoothed = _VELOCITY_MEMORY * state.velocities[before] + (1 - _VELOCITY_MEMORY) * measured
+    return smoothed.astype(np.float32)

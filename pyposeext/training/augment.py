@@ -29,10 +29,11 @@ class Augmentation:
         flip: probability of mirroring.
         rotate: probability of a rotation, normally distributed with `rotation` degrees, cut at twice that.
         rotation: standard deviation in degrees.
-        smallest: the shortest the chosen person's longer side may become, in pixels.
-        largest: the longest it may become, as a share of the canvas.
+        smallest, largest: between these shares of the canvas (or of its tile) lies the chosen person's longer side.
         half_body: probability of choosing only the upper or lower body of a person with 8 or more labelled joints.
-        mosaic: probability that four images share a canvas.
+        mosaic: probability that several images share a canvas, in 2 x 2 or (one in five) 3 x 3 tiles: smaller people,
+            and more of them for the same work.
+        backdrop: probability that an image without people, not grey, shows where the view leaves its image.
         occlude: probability of covering part of the canvas by patches.
         colour: probability of a change of colours.
         blur: probability of a loss of sharpness.
@@ -41,10 +42,11 @@ class Augmentation:
     flip: float = 0.5
     rotate: float = 0.6
     rotation: float = 20.0
-    smallest: float = 64.0
+    smallest: float = 0.35
     largest: float = 1.05
     half_body: float = 0.1
-    mosaic: float = 0.3
+    mosaic: float = 0.6
+    backdrop: float = 0.7
     occlude: float = 0.25
     colour: float = 0.7
     blur: float = 0.1
@@ -55,6 +57,8 @@ def warp(
     matrix: NDArray[np.float64],
     size: tuple[int, int],
     skeleton: Skeleton,
+    *,
+    backdrop: NDArray[np.uint8] | None = None,
     least_visible: float = 0.25,
 ) -> Sample:
     """Takes a sample through an affine map.
@@ -65,6 +69,7 @@ def warp(
             places then.
         size: height and width of the canvas.
         skeleton: gives the pairs that change places.
+        backdrop: uint8 [H, W, 3] of that size, shown where the source ends; None for grey.
         least_visible: people of whose box a smaller share stays on the canvas become regions to ignore.
 
     Returns:
@@ -82,7 +87,8 @@ def warp(
         image_matrix = np.column_stack([matrix[:, :2] * exact, matrix[:, 2] + matrix[:, :2] @ ((exact - 1) / 2)])
     else:
         image_matrix = matrix
-    image = cv2.warpAffine(source, image_matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=GREY)
+    image = np.full((height, width, 3), GREY, np.uint8) if backdrop is None else backdrop.copy()
+    cv2.warpAffine(source, image_matrix, (width, height), image, cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
 
     keypoints = sample.keypoints.copy()
     keypoints[:, :, :2] = keypoints[:, :, :2] @ matrix[:, :2].T.astype(np.float32) + matrix[:, 2].astype(np.float32)
@@ -123,10 +129,16 @@ def random_view(
     skeleton: Skeleton,
     settings: Augmentation,
     generator: np.random.Generator,
+    *,
+    backdrop: NDArray[np.uint8] | None = None,
 ) -> Sample:
-    """A random view of one person of `sample`, or of the whole image where it holds none, on a canvas of `size`."""
+    """A random view of one person of `sample`, or of the whole image where it holds none, on a canvas of `size`.
+
+    Where the view leaves the image, a random piece of the image `backdrop` (of any size) shows, or grey.
+    """
     matrix = _view_matrix(sample, size, skeleton, settings, generator)
-    return warp(sample, matrix, size, skeleton)
+    piece = None if backdrop is None else _random_piece(backdrop, size, generator)
+    return warp(sample, matrix, size, skeleton, backdrop=piece)
 
 
 def random_mosaic(
@@ -135,17 +147,19 @@ def random_mosaic(
     skeleton: Skeleton,
     settings: Augmentation,
     generator: np.random.Generator,
+    *,
+    backdrop: NDArray[np.uint8] | None = None,
 ) -> Sample:
-    """Random views of four samples in the four corners of one canvas, parted at a random point: small people."""
+    """Random views of 4 or 9 samples in the tiles of one canvas; the lines between the tiles lie at random."""
     height, width = size
-    middle_y = int(height * generator.uniform(0.4, 0.6))
-    middle_x = int(width * generator.uniform(0.4, 0.6))
+    count = round(len(samples) ** 0.5)
+    rows, columns = (_random_cuts(length, count, generator) for length in (height, width))
     canvas = np.empty((height, width, 3), np.uint8)
     parts = []
     for index, sample in enumerate(samples):
-        top, bottom = (0, middle_y) if index < 2 else (middle_y, height)
-        left, right = (0, middle_x) if index % 2 == 0 else (middle_x, width)
-        part = random_view(sample, (bottom - top, right - left), skeleton, settings, generator)
+        row, column = divmod(index, count)
+        top, bottom, left, right = rows[row], rows[row + 1], columns[column], columns[column + 1]
+        part = random_view(sample, (bottom - top, right - left), skeleton, settings, generator, backdrop=backdrop)
         canvas[top:bottom, left:right] = part.image
         part.keypoints[:, :, :2] += np.where(part.keypoints[:, :, 2:] > 0, [left, top], 0).astype(np.float32)
         part.boxes += np.array([left, top, left, top], np.float32)
@@ -188,9 +202,7 @@ def _view_matrix(
     if len(sample.boxes):
         person = int(generator.integers(len(sample.boxes)))
         box = _focus(sample.boxes[person], sample.keypoints[person], skeleton, settings, generator)
-        largest = settings.largest * min(size)
-        smallest = min(settings.smallest, largest)
-        side = float(np.exp(generator.uniform(np.log(smallest), np.log(largest))))
+        side = min(size) * float(np.exp(generator.uniform(np.log(settings.smallest), np.log(settings.largest))))
     else:
         box = np.array([0, 0, sample.image.shape[1], sample.image.shape[0]], np.float32)
         side = float(generator.uniform(1.0, 2.0) * max(size))
@@ -207,6 +219,23 @@ def _view_matrix(
     room = np.maximum((np.array([width, height]) - scale * (box[2:] - box[:2])) / 2, 0) + 0.08 * side
     target = np.array([width - 1, height - 1]) / 2 + generator.uniform(-1, 1, 2) * room
     return np.column_stack([linear, target - linear @ ((box[:2] + box[2:]) / 2)])
+
+
+def _random_cuts(length: int, count: int, generator: np.random.Generator) -> list[int]:
+    """Where `count` tiles of about the same size begin along a side, and where the last one ends."""
+    inner = (np.arange(1, count) + generator.uniform(-0.1, 0.1, count - 1)) * length / count
+    return [0, *inner.astype(int).tolist(), length]
+
+
+def _random_piece(image: NDArray[np.uint8], size: tuple[int, int], generator: np.random.Generator) -> NDArray[np.uint8]:
+    """A random part of `image`, perhaps mirrored, at `size`."""
+    height, width = size
+    scale = max(height / image.shape[0], width / image.shape[1]) * float(np.exp(generator.uniform(0, 0.7)))
+    room = np.array([image.shape[1] * scale - width, image.shape[0] * scale - height])
+    corner = generator.random(2) * room
+    matrix = np.array([[scale, 0, -corner[0]], [0, scale, -corner[1]]])
+    piece = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return piece if generator.random() < 0.5 else np.ascontiguousarray(piece[:, ::-1])
 
 
 def _focus(

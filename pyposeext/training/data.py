@@ -57,6 +57,8 @@ class BatchStream(Dataset[Batch]):
         self._index = np.concatenate([np.arange(len(dataset)) for dataset in datasets])
         if not len(self._owner):
             raise InputError("datasets must hold at least one image, got none")
+        people = [dataset.count_people(index) for dataset in datasets for index in range(len(dataset))]
+        self._empty = np.flatnonzero(np.array(people) == 0)
         share = np.asarray(weights, dtype=float)[self._owner]
         if not (share >= 0).all() or share.sum() <= 0:
             raise InputError(f"weights must be positive numbers, got {list(weights)}")
@@ -79,12 +81,17 @@ class BatchStream(Dataset[Batch]):
 
     def _draw(self, size: tuple[int, int], generator: np.random.Generator) -> Sample:
         settings = self._settings
+        backdrop = None
+        if len(self._empty) and generator.random() < settings.backdrop:
+            backdrop = self._load(int(generator.choice(self._empty))).image
+        tiles = 1
         if generator.random() < settings.mosaic:
-            chosen = [self._load(number) for number in generator.choice(len(self._owner), 4, p=self._probability)]
-            view = random_mosaic(chosen, size, self._skeleton, settings, generator)
+            tiles = 9 if generator.random() < 0.2 else 4
+        chosen = [self._load(int(number)) for number in generator.choice(len(self._owner), tiles, p=self._probability)]
+        if tiles == 1:
+            view = random_view(chosen[0], size, self._skeleton, settings, generator, backdrop=backdrop)
         else:
-            sample = self._load(int(generator.choice(len(self._owner), p=self._probability)))
-            view = random_view(sample, size, self._skeleton, settings, generator)
+            view = random_mosaic(chosen, size, self._skeleton, settings, generator, backdrop=backdrop)
         return random_appearance(view, settings, generator)
 
     def _load(self, number: int) -> Sample:

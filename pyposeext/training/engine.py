@@ -271,6 +271,8 @@ def raise_memory_thresholds() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return  # another C library: it has its own rules
-    trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
-    mallopt(trim_threshold, most)
-    mallopt(mmap_threshold, 2**30)
+    # glibc refuses a larger mmap threshold than 32 MiB; with no blocks mapped at all, none is given back either.
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 2**25)
+    mallopt(mmap_max, 0)

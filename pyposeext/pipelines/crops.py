@@ -1,0 +1,73 @@
+"""People cut out of a full-resolution image at one fixed size, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# ImageNet's mean colour: zero once the model has normalised the image.
+_GROUND = (124, 116, 104)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """N people's surroundings.
+
+    Attributes:
+        images: uint8 [N, h, w, 3], RGB.
+        boxes: float32 [N, 4], each person's box in the pixels of the crop.
+        origins: float32 [N, 2], x and y of the crop's upper left corner in the source.
+        scales: float32 [N, 2], source pixels per crop pixel in x and y.
+    """
+
+    images: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    origins: NDArray[np.float32]
+    scales: NDArray[np.float32]
+
+    def to_source(self, points: NDArray[np.float32], offset: float = 0.5) -> NDArray[np.float32]:
+        """Points [N, K, 2] of the crops in the source's pixels; `offset` is where whole numbers lie in a pixel."""
+        return (points + offset) * self.scales[:, None] + self.origins[:, None] - offset
+
+
+def cut_out(image: NDArray[np.uint8], boxes: NDArray[np.float32], size: tuple[int, int], margin: float) -> Crops:
+    """Cut out each box, enlarged about its centre by `margin` and then to the shape of `size`, and resize it.
+
+    Args:
+        image: RGB uint8 [H, W, 3].
+        boxes: [N, 4], x1, y1, x2, y2; they may reach beyond the image, which is the mean colour there.
+        size: (height, width) of a crop.
+        margin: 1 keeps the box.
+    """
+    height, width = size
+    crops = np.empty((len(boxes), height, width, 3), dtype=np.uint8)
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    sides = (boxes[:, 2:] - boxes[:, :2]) * margin
+    sides = np.stack([np.maximum(sides[:, 0], sides[:, 1] * width / height), sides[:, 1]], axis=1)
+    sides[:, 1] = sides[:, 0] * height / width
+    # Whole source pixels, so that what is cut is exactly what is scaled.
+    sides = np.maximum(np.rint(sides), 2)
+    origins = np.rint(middles - sides / 2)
+    for crop, origin, side in zip(crops, origins.astype(int), sides.astype(int), strict=True):
+        shrinks = side[0] > width
+        crop[:] = cv2.resize(
+            _cut(image, *origin, *side), (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        )
+    scales = sides / np.array([width, height])
+    placed = (boxes - np.tile(origins, 2)) / np.tile(scales, 2)
+    return Crops(crops, placed.astype(np.float32), origins.astype(np.float32), scales.astype(np.float32))
+
+
+def _cut(image: NDArray[np.uint8], x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + width, image.shape[1]), min(y + height, image.shape[0])
+    inside = image[top:bottom, left:right]
+    if inside.shape[:2] == (height, width):
+        return inside
+    cut = np.full((height, width, 3), _GROUND, dtype=np.uint8)
+    if right > left and bottom > top:
+        cut[top - y : bottom - y, left - x : right - x] = inside
+    return cut

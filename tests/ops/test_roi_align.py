@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyposeext import _C, ops
+from tests.ops.harness import DEVICES, OpCase, contract_tests
+
+module = importlib.import_module("pyposeext.ops.roi_align")
+
+
+def random_rois(count: int, images: int, extent: float) -> torch.Tensor:
+    corner = torch.rand(count, 2, dtype=torch.float64) * extent * 1.2 - 0.1 * extent
+    size = torch.rand(count, 2, dtype=torch.float64) * extent * 0.6 + 0.1
+    return torch.cat([torch.randint(images, (count, 1)).double(), corner, corner + size], dim=1)
+
+
+def make(seed: int, size: str) -> tuple[object, ...]:
+    torch.manual_seed(seed)
+    batch, channels, height, width, count = (2, 2, 5, 6, 4) if size == "small" else (2, 19, 13, 17, 9)
+    input = torch.randn(batch, channels, height, width, dtype=torch.float64)
+    options = [((3, 2), 0.5, 2, False), (2, 0.25, -1, True)][seed % 2]
+    return input, random_rois(count, batch, 2 * max(height, width)), *options
+
+
+def raw(input, boxes, size, scale, ratio, aligned):
+    height, width = (size, size) if isinstance(size, int) else size
+    return input, boxes, height, width, scale, ratio, aligned
+
+
+def wrong_index() -> torch.Tensor:
+    return ops.roi_align(torch.zeros(2, 1, 4, 4), torch.tensor([[2.0, 0, 0, 1, 1]]), 2)
+
+
+case = OpCase(
+    name="roi_align",
+    function=ops.roi_align,
+    reference=module.reference,
+    make=make,
+    raw=raw,
+    empty=[
+        (
+            lambda device: ops.roi_align(torch.zeros(2, 3, 4, 5, device=device), torch.zeros(0, 5, device=device), 7),
+            [[0, 3, 7, 7]],
+        ),
+        (
+            lambda device: ops.roi_align(torch.zeros(0, 3, 4, 5, device=device), torch.zeros(0, 5, device=device), 7),
+            [[0, 3, 7, 7]],
+        ),
+        (
+            lambda device: ops.roi_align(torch.zeros(1, 0, 4, 5, device=device), torch.zeros(2, 5, device=device), 7),
+            [[2, 0, 7, 7]],
+        ),
+        (
+            lambda device: ops.roi_align(
+                torch.zeros(1, 3, 0, 5, device=device), torch.ones(2, 5, device=device) * 0, 7
+            ),
+            [[2, 3, 7, 7]],
+        ),
+        (
+            lambda device: ops.roi_align(
+                torch.zeros(2, 3, 4, 5, device=device), [torch.zeros(0, 4, device=device)] * 2, 2
+            ),
+            [[0, 3, 2, 2]],
+        ),
+    ],
+    errors=[
+        (
+            lambda: ops.roi_align(torch.zeros(3, 4, 4), torch.zeros(1, 5), 2),
+            r"input must be \[B, C, H, W\], got shape \[3, 4, 4\]",
+        ),
+        (
+            lambda: ops.roi_align(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4), 2),
+            r"boxes must be \[K, 5\], got shape \[1, 4\]",
+        ),
+        (lambda: ops.roi_align(torch.zeros(1, 3, 4, 4).long(), torch.zeros(1, 5), 2), "input must be float32, float64"),
+        (lambda: ops.roi_align(torch.zeros(1, 3, 4, 4), torch.zeros(1, 5).long(), 2), "boxes must be float32, float64"),
+        (
+            lambda: ops.roi_align(torch.zeros(1, 3, 4, 4), torch.zeros(1, 5), 0),
+            "output_size must be positive, got 0 x 0",
+        ),
+        (
+            lambda: ops.roi_align(torch.zeros(1, 3, 4, 4), torch.zeros(1, 5), 2, -1.0),
+            "spatial_scale must be a positive",
+        ),
+        (wrong_index, r"boxes\[0, 0\] must be an image index in 0..1, got 2"),
+        (lambda: ops.roi_align(torch.zeros(1, 3, 4, 4), [torch.zeros(1, 5)], 2), r"boxes must be a list of \[K, 4\]"),
+    ],
+)
+TestContract = contract_tests(case)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("ratio", [-1, 1, 2, 3])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_boxes_no_peer_survives(device: str, ratio: int, aligned: bool) -> None:
+    """Empty, inverted, outside, huge, infinite and NaN boxes: the reference's values, or zeros where not finite."""
+    input = torch.randn(1, 3, 9, 11, dtype=torch.float64)
+    inf, nan = float("inf"), float("nan")
+    finite = [[5, 5, 5, 5], [9, 9, 2, 3], [-50, -50, -20, -20], [-3, -3, 20, 20], [0, 0, 11, 9], [10, 8, 10.9, 8.9]]
+    rois = torch.tensor([[0, *box] for box in finite], dtype=torch.float64)
+    result = ops.roi_align(input.to(device), rois.to(device), (3, 4), 1.0, ratio, aligned).cpu()
+    torch.testing.assert_close(result, module.reference(input, rois, (3, 4), 1.0, ratio, aligned))
+    broken = [[nan, 0, 4, 4], [0, 0, inf, 4], [-inf, 0, inf, 4], [0, nan, nan, nan]]
+    rois = torch.tensor([[0, *box] for box in broken], dtype=torch.float64)
+    assert (ops.roi_align(input.to(device), rois.to(device), 3, 1.0, ratio, aligned) == 0).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_box_far_larger_than_the_map_ends(device: str) -> None:
+    """Its adaptive grid has 1e18 samples; all but those on the map are known to be 0."""
+    input = torch.ones(1, 1, 8, 8, device=device)
+    rois = torch.tensor([[0, -1e18, -1e18, 1e18, 1e18]], device=device)
+    assert float(ops.roi_align(input, rois, 1).abs().max()) < 1e-30
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_constant_and_linear_maps(size: int) -> None:
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
+    rois = torch.tensor([[0.0, 3, 4, 17, 11]])
+    assert torch.allclose(ops.roi_align(torch.full((1, 2, 20, 30), 3.5), rois, size), torch.tensor(3.5))
+    result = ops.roi_align(torch.stack([x, y])[None], rois, size, sampling_ratio=2)[0]
+    centres = torch.arange(size) + 0.5
+    torch.testing.assert_close(result[0, 0], 3 + centres * 14 / size)
+    torch.testing.assert_close(result[1, :, 0], 4 + centres * 7 / size)
+
+
+def test_aligned_is_a_half_pixel_shift() -> None:
+    input, rois = torch.randn(1, 3, 20, 20), random_rois(8, 1, 16).float()
+    rois[:, 3:] = torch.maximum(rois[:, 3:], rois[:, 1:3] + 4)
+    shifted = rois.clone()
+    shifted[:, 1:] -= 0.5 / 0.5
+    torch.testing.assert_close(
+        ops.roi_align(input, rois, 5, 0.5, 2, aligned=True), ops.roi_align(input, shifted, 5, 0.5, 2, aligned=False)
+    )
+
+
+def test_a_list_of_boxes_is_rois() -> None:
+    input, rois = torch.randn(3, 2, 9, 9), random_rois(7, 3, 9).float()
+    rois = rois[rois[:, 0].argsort(stable=True)]
+    parts = [rois[rois[:, 0] == image, 1:] for image in range(3)]
+    assert torch.equal(ops.roi_align(input, parts, 3), ops.roi_align(input, rois, 3))
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a CUDA GPU")
+def test_a_wrong_index_pools_to_zero_on_a_gpu() -> None:
+    input = torch.ones(2, 1, 4, 4, device="cuda", requires_grad=True)
+    rois = torch.tensor([[2.0, 0, 0, 3, 3], [-1, 0, 0, 3, 3], [float("nan"), 0, 0, 3, 3]], device="cuda")
+    result = ops.roi_align(input, rois, 2)
+    assert (result == 0).all()
+    result.sum().backward()
+    assert (input.grad == 0).all()
+
+
+def test_equals_torchvision() -> None:
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
+    input, rois = torch.randn(2, 5, 20, 30), random_rois(40, 2, 60).float()
+    for ratio in (-1, 2):
+        for aligned in (False, True):
+            want = torchvision.ops.roi_align(input, rois, (7, 5), 0.5, ratio, aligned)
+            torch.testing.assert_close(ops.roi_align(input, rois, (7, 5), 0.5, ratio, aligned), want, rtol=0, atol=4e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.floats(-1e4, 1e4)] * 4), min_size=1, max_size=3),
+    st.integers(1, 5),
+    st.sampled_from([-1, 1, 2, 4]),
+    st.booleans(),
+)
+def test_any_box(boxes: list[tuple[float, ...]], size: int, ratio: int, aligned: bool) -> None:
+    """Weights are non-negative and sum to at most one, so a map of ones pools to 0..1."""
+    rois = torch.tensor([[0.0, *box] for box in boxes])
+    result = ops.roi_align(torch.ones(1, 1, 6, 5), rois, size, 0.5, ratio, aligned)
+    assert ((result >= 0) & (result <= 1 + 1e-4)).all()
+
+
+def test_the_raw_kernel_takes_only_tensors() -> None:
+    with pytest.raises(TypeError):
+        _C.roi_align([1, 2, 3], torch.zeros(0, 5), 1, 1, 1.0, 2, False)
