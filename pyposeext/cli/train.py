@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -32,7 +32,7 @@ def train(
     batch_size: int = 8,
     canvas: tuple[int, ...] = (320,),
     learning_rate: float = 1e-3,
-    frozen_blocks: int = 3,
+    arguments: str = "{}",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     workers: int = 1,
     threads: int | None = None,
@@ -61,7 +61,7 @@ def train(
         batch_size: images per step and process.
         canvas: sides of the square training images in pixels; each batch takes one of them.
         learning_rate: at the top of the one-cycle schedule.
-        frozen_blocks: the trunk's stem and this many of its blocks are not trained.
+        arguments: further arguments of the model's builder, as a JSON object: '{"frozen_blocks": 5}'.
         precision: of the forward pass.
         workers: processes that prepare images.
         threads: CPU threads; None leaves it to PyTorch.
@@ -88,7 +88,7 @@ def train(
     rank, _ = start_distributed()
     target = _device(device, rank)
     torch.manual_seed(seed)
-    network = create_model(model, **({"frozen_blocks": frozen_blocks} if "lite0" in model else {}))
+    network = create_model(model, **_json_object(arguments))
     if backbone_weights is not None:
         load_start(network, backbone_weights)
     network = network.to(target, memory_format=torch.channels_last)
@@ -139,6 +139,16 @@ def _open_all(entries: Sequence[str]) -> tuple[list[CocoKeypoints], list[float]]
             raise InputError(f"data: the weight in {entry!r} must be a number, got {parts[2]!r}") from None
         datasets.append(CocoKeypoints(parts[0], parts[1]))
     return datasets, weights
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"arguments must be a JSON object, got {text!r}")
+    return value
 
 
 def _device(name: str, rank: int) -> torch.device:

@@ -61,8 +61,8 @@ class CocoWriter(PoseWriter):
             image["time"] = round(time, 6)
         self._arrays.append("images", image)
         for person in range(len(poses)):
+            self._annotations += 1  # ids begin at 1: evaluators take 0 for "no match"
             self._arrays.append("annotations", self._annotation(poses, person))
-            self._annotations += 1
         self._images += 1
 
     def close(self) -> None:

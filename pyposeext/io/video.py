@@ -371,7 +371,7 @@ def _open_container(path: Path) -> Any:
     except PermissionError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except av.FFmpegError as error:
-        raise InputError(f"{path} is not a video that FFmpeg can read ({error.strerror})") from error
+        raise InputError(f"{path} is not a video that FFmpeg can read, or is damaged ({error.strerror})") from error
 
 
 def _video_stream(container: Any, path: Path) -> Any:

@@ -39,7 +39,7 @@ def decode_boxes(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, flo
 
     The logarithms of the scales are bounded from above by log(1000 / 16).
     """
-    deltas = deltas.float().view(len(boxes), -1, 4)
+    deltas = deltas.float().reshape(len(boxes), deltas.shape[1] // 4, 4)
     boxes = boxes.float().unsqueeze(1)
     width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     x, y = boxes[..., 0] + 0.5 * width, boxes[..., 1] + 0.5 * height

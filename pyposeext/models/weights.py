@@ -17,7 +17,7 @@ from pyposeext.models.registry import ALIASES, Checkpoint, build_model, model_en
 
 
 def create_model(name: str, weights: str | Path | None = None, **arguments: Any) -> nn.Module:
-    """The model of that name, in evaluation mode where weights are loaded and in training mode where not.
+    """The model of that name, in evaluation mode.
 
     Args:
         name: one of `list_models()`, or "default", the shipped model with its weights.
@@ -32,7 +32,7 @@ def create_model(name: str, weights: str | Path | None = None, **arguments: Any)
     if weights is None and name in ALIASES:
         weights = name
     if weights is None:
-        return build_model(entry, arguments)
+        return build_model(entry, arguments).eval()
     path = weights_file(weights)
     state_dict, manifest = read_weights(path)
     if manifest.get("model", entry.name) != entry.name:

@@ -28,7 +28,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, indices: Tensor, iou_threshold: float) -> Tensor:
-    """`nms` within each group: boxes of different `indices` (int64 [N]: class, image or level) never suppress each other.
+    """`nms` within each group: boxes of different `indices` (int64 [N]) never suppress each other.
 
     Coordinates are compared as they are. torchvision shifts the groups apart instead, which costs precision.
     """
@@ -65,14 +65,16 @@ def reference(boxes: Tensor, scores: Tensor, iou_threshold: float, indices: Tens
     """The specification in plain PyTorch: `nms`, or `batched_nms` where `indices` are given."""
     if boxes.dtype not in (torch.float32, torch.float64):
         boxes = boxes.float()
+    order = torch.sort(scores, stable=True, descending=True).indices
+    boxes, group = boxes[order], None if indices is None else indices[order]
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kept: list[int] = []
-    for candidate in torch.sort(scores, stable=True, descending=True).indices.tolist():
-        rivals = [k for k in kept if indices is None or indices[k] == indices[candidate]]
-        corner = torch.maximum(boxes[rivals, :2], boxes[candidate, :2])
-        side = (torch.minimum(boxes[rivals, 2:], boxes[candidate, 2:]) - corner).clamp(min=0)
+    alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    for i in range(len(boxes)):
+        if not alive[i]:
+            continue
+        corner = torch.maximum(boxes[i, :2], boxes[i + 1 :, :2])
+        side = (torch.minimum(boxes[i, 2:], boxes[i + 1 :, 2:]) - corner).clamp(min=0)
         overlap = side[:, 0] * side[:, 1]
-        iou = overlap / (area[rivals] + area[candidate] - overlap)
-        if not bool((iou.double() > iou_threshold).any()):
-            kept.append(candidate)
-    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
+        suppressed = (overlap / (area[i] + area[i + 1 :] - overlap)).double() > iou_threshold
+        alive[i + 1 :] &= ~(suppressed if group is None else suppressed & (group[i + 1 :] == group[i]))
+    return order[alive]

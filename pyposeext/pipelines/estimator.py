@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
 import cv2
@@ -25,45 +25,12 @@ from pyposeext.models.weights import weights_file
 from pyposeext.pipelines.crops import cut_out
 from pyposeext.pipelines.duplicates import remove_duplicates
 from pyposeext.pipelines.joint_scores import joint_scores
+from pyposeext.pipelines.settings import EstimatorSettings
 from pyposeext.pipelines.video import VideoPoses
 from pyposeext.structures import Poses, Skeleton
 from pyposeext.trackers.linker import GraphLinker, LinkerSettings, LinkState
 
 _PERSON = 1
-
-
-@dataclass(frozen=True)
-class EstimatorSettings:
-    """How people are found in an image.
-
-    Attributes:
-        pose_from: "features" takes the joints with the boxes from the whole, resized image; "crops" looks at every box
-            again at full resolution, in one batch.
-        score_threshold: people below it are left out.
-        maximum_people: the best this many are kept.
-        duplicate_oks: of two people more alike than this (OKS) the weaker goes.
-        crop_height: of a crop, in pixels.
-        crop_width: likewise.
-        crop_margin: by which a box is enlarged before it is cut out.
-    """
-
-    pose_from: Literal["features", "crops"] = "features"
-    score_threshold: float = 0.3
-    maximum_people: int = 100
-    duplicate_oks: float = 0.85
-    crop_height: int = 256
-    crop_width: int = 192
-    crop_margin: float = 1.25
-
-    def __post_init__(self) -> None:
-        if self.pose_from not in ("features", "crops"):
-            raise InputError(f"pose_from must be 'features' or 'crops', got {self.pose_from!r}")
-        if self.maximum_people < 1:
-            raise InputError(f"maximum_people must be 1 or more, got {self.maximum_people}")
-        if min(self.crop_height, self.crop_width) < 32:
-            raise InputError(
-                f"crops must be at least 32 pixels wide and high, got {self.crop_width}x{self.crop_height}"
-            )
 
 
 @dataclass
@@ -100,14 +67,10 @@ class Estimator:
         Raises:
             InputError: an image or boxes that are not so.
         """
-        image = _checked_image(image)
+        if boxes is None:
+            return self._people(image, self.settings.score_threshold)
         with torch.inference_mode():
-            if boxes is not None:
-                return self._poses_in(image, _checked_boxes(boxes), None)
-            found = self._detect(image)
-            if self.settings.pose_from == "crops":
-                found = self._poses_in(image, found.boxes, found.scores)
-        return remove_duplicates(found, self.settings.duplicate_oks)
+            return self._poses_in(_checked_image(image), _checked_boxes(boxes), None)
 
     def step(
         self, frame: NDArray[np.uint8], state: LinkState | None = None, tracker: LinkerSettings | str = "default"
@@ -119,8 +82,9 @@ class Estimator:
             state: what the call before gave; None for the first frame.
             tracker: how people are linked, or the name of a preset.
         """
-        poses = self.image(frame)
-        return GraphLinker(tracker).link(poses, state, (frame.shape[1], frame.shape[0]))
+        linker = GraphLinker(tracker)
+        poses = self._people(frame, self._tracking_threshold(linker))
+        return linker.link(poses, state, (frame.shape[1], frame.shape[0]))
 
     def video(
         self,
@@ -142,9 +106,10 @@ class Estimator:
         """
         linker = GraphLinker(tracker) if track else None
         settings = {**self.describe(), "tracker": asdict(linker.settings) if linker else None}
+        threshold = self._tracking_threshold(linker) if linker else self.settings.score_threshold
         return VideoPoses(
             path,
-            self.image,
+            lambda image: self._people(image, threshold),
             self.skeleton,
             linker=linker,
             start=start,
@@ -164,7 +129,19 @@ class Estimator:
         device = {"device": str(self.device), "threads": torch.get_num_threads()}
         return {"versions": versions, "model": self.source, "machine": device, "estimator": asdict(self.settings)}
 
-    def _detect(self, image: NDArray[np.uint8]) -> Poses:
+    def _tracking_threshold(self, linker: GraphLinker) -> float:
+        """A tracker may go on with people who are too faint to be believed alone."""
+        return min(self.settings.score_threshold, linker.settings.minimum_score)
+
+    def _people(self, image: NDArray[np.uint8], score_threshold: float) -> Poses:
+        image = _checked_image(image)
+        with torch.inference_mode():
+            found = self._detect(image, score_threshold)
+            if self.settings.pose_from == "crops":
+                found = self._poses_in(image, found.boxes, found.scores)
+        return remove_duplicates(found, self.settings.duplicate_oks)
+
+    def _detect(self, image: NDArray[np.uint8], score_threshold: float) -> Poses:
         """The people in the whole image at the model's own size, best first."""
         transform = self.model.transform
         size = transform.resized(image.shape[:2], transform.min_size[-1])
@@ -182,7 +159,7 @@ class Estimator:
             found["scores"].float().cpu().numpy(),
             self.skeleton,
         )
-        people = (found["labels"] == _PERSON).cpu().numpy() & (poses.scores >= self.settings.score_threshold)
+        people = (found["labels"] == _PERSON).cpu().numpy() & (poses.scores >= score_threshold)
         return poses[people][: self.settings.maximum_people]
 
     def _poses_in(

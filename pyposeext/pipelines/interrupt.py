@@ -8,6 +8,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, raised after the files were finished; `saved` says which."""
+
+    def __init__(self, saved: Any) -> None:
+        super().__init__("interrupted")
+        self.saved = saved
+
+
 class DeferredInterrupt:
     """While it is entered, the first Ctrl-C only sets `requested`; a second one raises KeyboardInterrupt as ever.
 

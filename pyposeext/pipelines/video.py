@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from pyposeext.io.run_settings import write_run_settings
 from pyposeext.io.video import VideoReader
 from pyposeext.io.writer import FramePoses, PoseWriter
-from pyposeext.pipelines.interrupt import DeferredInterrupt
+from pyposeext.pipelines.interrupt import DeferredInterrupt, Interrupted
 from pyposeext.pipelines.prefetch import prefetch
+from pyposeext.pipelines.settings import DrawingSettings
 from pyposeext.pipelines.writers import (
     FORMATS,
     SETTINGS_FORMAT,
-    DrawingSettings,
     check_formats,
     open_writers,
     output_path,
@@ -134,7 +134,7 @@ class VideoPoses:
         """Work through the video and write the results to `directory`.
 
         Every file appears only when it is complete. Ctrl-C ends the work after the frame at hand, finishes the files
-        with the frames so far and is then raised; a second Ctrl-C leaves no files.
+        with the frames so far and then raises `Interrupted`, a KeyboardInterrupt; a second Ctrl-C leaves no files.
 
         Args:
             directory: made where it is missing.
@@ -173,9 +173,10 @@ class VideoPoses:
         except BaseException:
             _discard(writers)
             raise
+        saved = Saved({name: path for name, path in files.items() if path.exists()}, frames, seconds, self.complete)
         if interrupt.requested:
-            raise KeyboardInterrupt
-        return Saved({name: path for name, path in files.items() if path.exists()}, frames, seconds, self.complete)
+            raise Interrupted(saved)
+        return saved
 
     def _open(self) -> VideoReader:
         return VideoReader(self._path, self._start, self._max_frames)

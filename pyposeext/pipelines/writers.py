@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyposeext.errors import InputError
@@ -14,6 +13,7 @@ from pyposeext.io.images import write_image
 from pyposeext.io.posetrack import PoseTrackWriter
 from pyposeext.io.video import VideoInfo, VideoWriter
 from pyposeext.io.writer import FramePoses, PoseWriter
+from pyposeext.pipelines.settings import DrawingSettings
 from pyposeext.structures import Skeleton
 from pyposeext.viz.draw import draw_poses
 from pyposeext.viz.timeline import Timeline
@@ -29,21 +29,6 @@ SUFFIXES = {
 SETTINGS_FORMAT, SETTINGS_FILE = "toml", "run.toml"
 FORMATS = (*SUFFIXES, SETTINGS_FORMAT)
 _TRACKED_ONLY = ("posetrack", "timeline")
-
-
-@dataclass(frozen=True)
-class DrawingSettings:
-    """What the overlay shows.
-
-    Attributes:
-        keypoint_threshold: joints with a lower score are not drawn (files keep them).
-        boxes: whether boxes are drawn.
-        labels: whether ids are written.
-    """
-
-    keypoint_threshold: float = 0.3
-    boxes: bool = False
-    labels: bool = True
 
 
 class OverlayWriter(PoseWriter):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -18,6 +17,8 @@ def assign_hungarian(cost: NDArray[np.floating[Any]], maximum_cost: float | None
     Without `maximum_cost` as many pairs are made as fit, at any cost. With it, a pair that costs more is never made,
     and leaving two people unpaired costs as much as pairing them at the maximum.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     if maximum_cost is not None:
         cost = np.minimum(cost, maximum_cost + 1e-6)
     rows, columns = linear_sum_assignment(cost)

@@ -41,12 +41,12 @@ class LinkerSettings:
     box_weight: float = 0.5
     oks_weight: float = 0.5
     pck_weight: float = 0.0
-    minimum_score: float = 0.3
-    birth_score: float | None = 0.6
+    minimum_score: float = 0.2
+    birth_score: float | None = 0.5
     minimum_area: float = 50.0
     joint_score: float = 0.2
     plus_one: bool = False
-    maximum_cost: float | None = 0.8
+    maximum_cost: float | None = 0.9
     max_gap: int = 15
     constant_velocity: bool = True
     id_limit: int | None = None

@@ -65,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Progress:
-    """One line of the log: where training stands. `losses` are means over the steps since the last line."""
+    """One line of the log: where training stands, all processes together. `losses` are means since the last line."""
 
     step: int
     fraction: float
@@ -96,7 +96,9 @@ class Trainer:
         self.settings = settings
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.rank = distributed.get_rank() if distributed.is_initialized() else 0
+        self.rank, self.processes = 0, 1
+        if distributed.is_initialized():
+            self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
         self.device = next(model.parameters()).device
         self.optimizer = torch.optim.AdamW(_groups(model, settings, trunk_prefix), betas=(0.9, 0.99))
         self.average = MovingAverage(model, settings.average_decay)
@@ -143,7 +145,7 @@ class Trainer:
                     step=self.step,
                     fraction=self.fraction,
                     seconds=self.seconds,
-                    samples_per_second=samples / max(now - mark, 1e-9),
+                    samples_per_second=self.processes * samples / max(now - mark, 1e-9),
                     learning_rate=self.learning_rate(),
                     losses=means,
                 )

@@ -1,4 +1,4 @@
-"""The contract every op is held to, run for each `OpCase` by `check_contract` on the CPU and, where there is one, a GPU.
+"""The contract every op is held to, run for each `OpCase` on the CPU and, where there is one, on a GPU.
 
 An op's test file describes its inputs once (`OpCase`) and calls `contract_tests(case)`; what only that op promises it
 tests beside it.
@@ -192,7 +192,7 @@ def check_registration(case: OpCase, device: str) -> None:
     for have, want in zip(tensors_of(getattr(_C, case.name)(*raw)), expected, strict=True):
         assert torch.equal(have, want)
     torch._dynamo.config.capture_dynamic_output_shape_ops = True
-    compiled = torch.compile(lambda *inputs: case.function(*inputs), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(case.function, fullgraph=True, backend="aot_eager")
     for have, want in zip(tensors_of(compiled(*arguments)), expected, strict=True):
         assert torch.equal(have, want)
     torch._dynamo.reset()

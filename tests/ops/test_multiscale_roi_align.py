@@ -16,7 +16,8 @@ SCALES = [1 / 4, 1 / 8, 1 / 16]
 def make(seed: int, size: str) -> tuple[object, ...]:
     torch.manual_seed(seed)
     batch, channels, finest, count = (1, 2, 8, 4) if size == "small" else (2, 18, 16, 12)
-    features = [torch.randn(batch, channels, finest >> level, (finest >> level) + 1, dtype=torch.float64) for level in range(3)]
+    sizes = [finest >> level for level in range(3)]
+    features = [torch.randn(batch, channels, side, side + 1, dtype=torch.float64) for side in sizes]
     rois = random_rois(count, batch, 4 * finest)
     options = [(2, False, 28, 4, 1e-6, False), (-1, True, 28, 4, 1e-8, True)][seed % 2]
     return features, rois, (3, 2), SCALES, *options

@@ -217,7 +217,7 @@ def _box_losses(
     )
     foreground = torch.where(labels > 0)[0]
     boxes = torch.cat([sample.boxes for sample in samples])[foreground]
-    predicted = deltas.float().view(len(deltas), -1, 4)[foreground, labels[foreground]]
+    predicted = deltas.float().view(len(deltas), deltas.shape[1] // 4, 4)[foreground, labels[foreground]]
     regression = F.smooth_l1_loss(predicted, encode_boxes(matched, boxes, _BOX_WEIGHTS), beta=1 / 9, reduction="sum")
     count = max(len(labels), 1)
     classification = F.cross_entropy(logits.float(), labels, reduction="sum") / count

@@ -1,0 +1,141 @@
+"""`pyposeext predict IMAGE|FOLDER|VIDEO|-`: poses without tracking."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from pyposeext.cli.options import CommonOptions, OutputOption, parse
+from pyposeext.errors import InputError
+from pyposeext.io.atomic import check_writable
+from pyposeext.io.coco import CocoWriter
+from pyposeext.io.images import IMAGE_SUFFIXES, list_images, read_image, write_image
+from pyposeext.io.video import VideoReader
+from pyposeext.viz.draw import draw_poses
+
+if TYPE_CHECKING:
+    from pyposeext.pipelines.estimator import Estimator
+
+_FORMATS = ("coco", "overlay")
+_VIDEO_FORMATS = {"coco": "coco", "overlay": "mp4"}
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Find the people in an image, in every image of a folder, or in every frame of a video.
+
+    Without -o the poses go to standard output as one JSON object in COCO's layout. With -o the folder gets
+    NAME.coco.json and overlays: NAME.overlay.png of an image, one for each image of a folder, NAME.mp4 of a video.
+
+    Attributes:
+        input: an image, a folder of images, a video, or - for an encoded image on standard input.
+        output: the folder, made where it is missing.
+        formats: which files to write with -o: coco, overlay.
+        common: further options.
+    """
+
+    input: tyro.conf.Positional[str]
+    output: Annotated[Path | None, OutputOption] = None
+    formats: tuple[str, ...] = _FORMATS
+    common: Annotated[CommonOptions, tyro.conf.arg(name="")] = field(default_factory=CommonOptions)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code: 0, or 2 where a video could not be read to its end."""
+    options = parse(PredictArguments, "predict", arguments)
+    for name in options.formats or ("",):
+        if name not in _FORMATS:
+            raise InputError(f"formats must be among {', '.join(_FORMATS)}, got {name!r}")
+    if options.output is not None:
+        check_writable(options.output)
+    if _is_video(options.input):
+        return _predict_video(options)
+    images = _images(options.input)
+    first = next(images)
+    estimator = options.common.run.load(options.common.estimator)
+    _predict_images(options, estimator, first, images)
+    return 0
+
+
+def _is_video(source: str) -> bool:
+    path = Path(source)
+    if source == "-" or path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+        return False
+    if not path.exists():
+        raise InputError(f"no such file: {path}")
+    return True
+
+
+def _images(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Name and RGB of each image."""
+    if source == "-":
+        data = sys.stdin.buffer.read()
+        if not data:
+            raise InputError("standard input is empty, expected an encoded image")
+        yield "stdin", read_image(data)
+        return
+    path = Path(source)
+    for image in list_images(path) if path.is_dir() else [path]:
+        yield image.name, read_image(image)
+
+
+def _predict_images(
+    options: PredictArguments,
+    estimator: Estimator,
+    first: tuple[str, NDArray[np.uint8]],
+    others: Iterator[tuple[str, NDArray[np.uint8]]],
+) -> None:
+    threshold = options.common.drawing.keypoint_threshold
+    stem = "stdin" if options.input == "-" else Path(options.input).resolve().stem
+    target = sys.stdout if options.output is None else options.output / f"{stem}.coco.json"
+    writer = None
+    if options.output is None or "coco" in options.formats:
+        writer = CocoWriter(target, estimator.skeleton, stem, threshold)
+    try:
+        for name, image in _chain(first, others):
+            poses = estimator.image(image)
+            if writer is not None:
+                writer.write_image(poses, name, image.shape[1::-1])
+            if options.output is not None and "overlay" in options.formats:
+                drawn = draw_poses(image, poses, keypoint_threshold=threshold, boxes=options.common.drawing.boxes)
+                write_image(options.output / f"{Path(name).stem}.overlay.png", drawn)
+        if writer is not None:
+            writer.close()
+    except BaseException:
+        if writer is not None:
+            writer.discard()
+        raise
+
+
+def _chain(
+    first: tuple[str, NDArray[np.uint8]], others: Iterator[tuple[str, NDArray[np.uint8]]]
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    yield first
+    yield from others
+
+
+def _predict_video(options: PredictArguments) -> int:
+    from pyposeext.cli.track import save_video
+
+    common = options.common
+    VideoReader(options.input, common.start, common.max_frames).close()
+    estimator = common.run.load(common.estimator)
+    problems: list[str] = []
+    video = estimator.video(options.input, start=common.start, max_frames=common.max_frames, on_problem=problems.append)
+    if options.output is not None:
+        formats = [_VIDEO_FORMATS[name] for name in options.formats]
+        return save_video(video, options.output, formats, common.drawing, common.progress, problems)
+    writer = CocoWriter(sys.stdout, estimator.skeleton, Path(options.input).stem, common.drawing.keypoint_threshold)
+    for frame in video:
+        writer.write(frame)
+    writer.close()
+    for problem in problems:
+        print(f"pyposeext: {problem}", file=sys.stderr)
+    return 0 if video.complete else 2

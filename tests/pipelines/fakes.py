@@ -1,0 +1,78 @@
+"""A model that finds what is bright, so that pipelines are tested without weights."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+from pyposeext.io.writer import FramePoses
+from pyposeext.skeletons import COCO17
+from pyposeext.structures import Poses
+
+MAP_SIZE = 56
+
+
+class BrightSpotModel(nn.Module):
+    """Finds one person: the box around all pixels brighter than half, every joint at their mean.
+
+    It has the methods and conventions of `pyposeext.models.mask_rcnn.MaskRCNN`; the heatmaps are sure of the joints.
+    """
+
+    def __init__(self, score: float = 0.9, label: int = 1) -> None:
+        super().__init__()
+        self.skeleton = COCO17
+        self.score, self.label = score, label
+        self.calls: list[list[tuple[int, ...]]] = []
+        self.transform = SimpleNamespace(min_size=(120,), keypoint_offset=0.5, resized=self._resized)
+
+    @staticmethod
+    def _resized(size, min_size):
+        scale = min_size / min(size)
+        return int(size[0] * scale), int(size[1] * scale)
+
+    def forward(self, images, targets=None, resize=True, heatmaps=False):
+        assert not resize
+        assert not torch.is_grad_enabled()
+        self.calls.append([tuple(image.shape) for image in images])
+        return [self._detection(image) for image in images]
+
+    def poses_in_boxes(self, images, boxes, resize=True, heatmaps=False):
+        assert not resize
+        self.calls.append([tuple(image.shape) for image in images])
+        results = []
+        for image, image_boxes in zip(images, boxes, strict=True):
+            assert image_boxes.shape == (1, 4)
+            results.append({key: self._detection(image)[key] for key in ("keypoints", "keypoint_heatmaps")})
+        return results
+
+    def _detection(self, image):
+        rows, columns = torch.nonzero(image.mean(dim=0) > 0.5, as_tuple=True)
+        count = min(1, len(rows))
+        boxes, keypoints = torch.zeros(count, 4), torch.ones(count, 17, 3)
+        if count:
+            boxes[0] = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            keypoints[0, :, 0], keypoints[0, :, 1] = columns.float().mean(), rows.float().mean()
+        heatmaps = torch.zeros(count, 17, MAP_SIZE, MAP_SIZE)
+        heatmaps[:, :, 20, 30] = 20
+        return {
+            "boxes": boxes,
+            "labels": torch.full((count,), self.label),
+            "scores": torch.full((count,), self.score),
+            "keypoints": keypoints,
+            "keypoint_heatmaps": heatmaps,
+        }
+
+
+def estimate(image: np.ndarray) -> Poses:
+    """One person wherever the image is, a stand-in for an estimator."""
+    height, width = image.shape[:2]
+    keypoints = np.full((1, 17, 3), 0.9)
+    keypoints[0, :, 0], keypoints[0, :, 1] = np.linspace(0, width, 17), height / 2
+    return Poses(keypoints, np.array([[0, 0, width, height]]), np.array([0.9]), COCO17)
+
+
+def numbers(frames: list[FramePoses]) -> list[int]:
+    return [frame.number for frame in frames]

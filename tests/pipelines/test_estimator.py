@@ -1,0 +1,151 @@
+"""The estimator around a model: coordinates, filters, crops, loading."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import pyposeext
+from pyposeext.errors import InputError
+from pyposeext.io.weights import save_weights
+from pyposeext.models import create_model
+from pyposeext.models.weights import save_model
+from pyposeext.pipelines.estimator import Estimator, load
+from pyposeext.pipelines.settings import EstimatorSettings
+from tests.pipelines.fakes import BrightSpotModel
+
+SMALL = {"min_size": 96, "max_size": 160, "proposals": (20, 10), "detections_per_image": 4}
+
+
+def spot(box, size=(480, 640)):
+    image = np.zeros((*size, 3), np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = 255
+    return image
+
+
+@pytest.mark.parametrize("pose_from", ["features", "crops"])
+@pytest.mark.parametrize("box", [(200, 100, 280, 300), (0, 0, 80, 120), (560, 360, 640, 480)])
+def test_boxes_and_joints_are_in_source_pixels(pose_from, box):
+    estimator = Estimator(BrightSpotModel(), EstimatorSettings(pose_from=pose_from))
+    poses = estimator.image(spot(box))
+    np.testing.assert_allclose(poses.boxes, [box], atol=4.01)
+    # The middle of a box of whole pixels, counted from pixel centres.
+    middle = [(box[0] + box[2] - 1) / 2, (box[1] + box[3] - 1) / 2]
+    np.testing.assert_allclose(poses.keypoints[0, :, :2], [middle] * 17, atol=0.5)
+    assert (poses.keypoints[..., 2] > 0.99).all()
+    assert poses.scores.tolist() == pytest.approx([0.9])
+
+
+def test_given_boxes_are_looked_at_at_full_resolution_in_one_batch():
+    box = (200, 100, 280, 300)
+    model = BrightSpotModel()
+    given = [[190, 90, 290, 310], [180, 80, 300, 310], [150, 50, 300, 330]]
+    poses = Estimator(model).image(spot(box), boxes=given)
+    assert model.calls == [[(3, 256, 192)] * 3]
+    np.testing.assert_array_equal(poses.boxes, given)
+    np.testing.assert_allclose(poses.keypoints[..., 0], 239.5, atol=0.3)
+    np.testing.assert_allclose(poses.keypoints[..., 1], 199.5, atol=0.3)
+    np.testing.assert_allclose(poses.scores, poses.keypoints[..., 2].mean(axis=1), atol=1e-6)
+
+
+def test_no_boxes_and_nobody_give_empty_poses():
+    estimator = Estimator(BrightSpotModel())
+    assert len(estimator.image(spot((0, 0, 9, 9)), boxes=[])) == 0
+    for pose_from in ("features", "crops"):
+        poses = Estimator(BrightSpotModel(), EstimatorSettings(pose_from=pose_from)).image(
+            np.zeros((40, 60, 3), np.uint8)
+        )
+        assert poses.keypoints.shape == (0, 17, 3)
+
+
+def test_weak_people_and_other_things_are_left_out():
+    image = spot((200, 100, 280, 300))
+    assert len(Estimator(BrightSpotModel(score=0.2)).image(image)) == 0
+    assert len(Estimator(BrightSpotModel(score=0.2), EstimatorSettings(score_threshold=0.1)).image(image)) == 1
+    assert len(Estimator(BrightSpotModel(label=2)).image(image)) == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "boxes", "sentence"),
+    [
+        (np.zeros((4, 4), np.uint8), None, r"image must be RGB uint8 \[H, W, 3\]"),
+        (np.zeros((4, 4, 3), np.float32), None, "got float32"),
+        (np.zeros((0, 4, 3), np.uint8), None, "not empty"),
+        (np.zeros((4, 4, 3), np.uint8), [1, 2, 3, 4], r"boxes must be \[N, 4\], got shape \[4\]"),
+        (np.zeros((4, 4, 3), np.uint8), [[1, 2, 1, 4]], "x2 > x1"),
+        (np.zeros((4, 4, 3), np.uint8), [[1, 2, np.nan, 4]], "finite"),
+    ],
+)
+def test_wrong_input(image, boxes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Estimator(BrightSpotModel()).image(image, boxes)
+
+
+def test_steps_carry_the_ids_on():
+    estimator, state, ids = Estimator(BrightSpotModel()), None, []
+    for shift in range(0, 50, 10):
+        poses, state = estimator.step(spot((200 + shift, 100, 280 + shift, 300)), state)
+        ids.append(poses.ids.tolist())
+    assert ids == [[0]] * 5
+
+
+def test_a_tracker_goes_on_with_people_too_faint_to_be_found_alone():
+    image = spot((200, 100, 280, 300))
+    _, state = Estimator(BrightSpotModel(score=0.9)).step(image)
+    poses, _ = Estimator(BrightSpotModel(score=0.25)).step(image, state)
+    assert poses.ids.tolist() == [0]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_model(path, create_model("keypoint_rcnn_efficientnet_lite0_fpn", **SMALL), "float16")
+    return path
+
+
+def test_a_weight_file_says_what_model_it_is_of(weights):
+    estimator = pyposeext.load(weights, "cpu", settings=EstimatorSettings(score_threshold=0.0))
+    assert estimator.source["name"] == "keypoint_rcnn_efficientnet_lite0_fpn"
+    assert len(estimator.source["weights_sha256"]) == 64
+    assert not estimator.model.training
+    poses = estimator.image(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
+    assert poses.keypoints.shape[1:] == (17, 3)
+    assert ((poses.keypoints[..., 2] >= 0) & (poses.keypoints[..., 2] <= 1)).all()
+
+
+def test_what_cannot_be_loaded_is_one_sentence(weights, tmp_path, monkeypatch):
+    (tmp_path / "text.safetensors").write_text("text")
+    (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:5000])
+    save_weights(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {"model": "keypoint_rcnn_resnet50_fpn"})
+    monkeypatch.setattr("pyposeext.pipelines.estimator.list_weights", list)
+    for name, given, sentence in (
+        ("default", None, "this installation has no default weights"),
+        ("keypoint_rcnn_resnet50_fpn", None, "has no weights of the model keypoint_rcnn_resnet50_fpn"),
+        ("nothing", None, "model must be one of default, keypoint_rcnn"),
+        (tmp_path / "none.safetensors", None, "does not exist"),
+        (tmp_path / "text.safetensors", None, "not a safetensors file"),
+        (tmp_path / "cut.safetensors", None, "damaged"),
+        ("keypoint_rcnn_resnet50_fpn", weights, "are of the model keypoint_rcnn_efficientnet_lite0_fpn, not of"),
+        (tmp_path / "other.safetensors", None, "do not fit"),
+        (weights, weights, "weights were given twice"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            load(name, "cpu", weights=given)
+    for arguments, sentence in (({"device": "abacus"}, "device must be"), ({"threads": 0}, "threads must be")):
+        with pytest.raises(InputError, match=sentence):
+            load(weights, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"pose_from": "nowhere"}, "pose_from must be"),
+        ({"maximum_people": 0}, "maximum_people must be"),
+        ({"crop_width": 8}, "crops must be at least 32"),
+    ],
+)
+def test_wrong_settings(arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        EstimatorSettings(**arguments)
