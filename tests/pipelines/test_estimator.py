@@ -44,8 +44,9 @@ def test_given_boxes_are_looked_at_at_full_resolution_in_one_batch():
     poses = Estimator(model).image(spot(box), boxes=given)
     assert model.calls == [[(3, 256, 192)] * 3]
     np.testing.assert_array_equal(poses.boxes, given)
-    np.testing.assert_allclose(poses.keypoints[..., 0], 239.5, atol=0.3)
-    np.testing.assert_allclose(poses.keypoints[..., 1], 199.5, atol=0.3)
+    # The model counts whole crop pixels, of which the largest crop has one to 1.37 source pixels: half of that is lost.
+    np.testing.assert_allclose(poses.keypoints[..., 0], 239.5, atol=0.7)
+    np.testing.assert_allclose(poses.keypoints[..., 1], 199.5, atol=0.7)
     np.testing.assert_allclose(poses.scores, poses.keypoints[..., 2].mean(axis=1), atol=1e-6)
 
 
