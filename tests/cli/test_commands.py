@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +187,6 @@ def test_wrong_models_and_weights(clip, weights, tmp_path, capsys):
         (["--model", str(weights), "--formats", "gif"], "formats must be among"),
         (["--model", str(weights), "--max-frames", "0"], "max_frames must be"),
         (["--model", str(weights), "--start", "100"], "lies beyond the last frame"),
-        (["--model", str(weights), "--tracker.max-gap", "-1"], "max_gap must be"),
     ):
         arguments = ["-o", str(tmp_path / "out"), "--progress", "none", *options]
         assert sentence in sentence_of(capsys, main(["track", str(clip), *arguments])), options
@@ -197,7 +194,7 @@ def test_wrong_models_and_weights(clip, weights, tmp_path, capsys):
 
 def test_wrong_usage_exits_with_2(capsys):
     assert "there is no verb 'dance'" in sentence_of(capsys, main(["dance"]))
-    for arguments in (["track"], ["track", "a.mp4", "-o", "out", "--nonsense"], ["weights", "juggle"]):
+    for arguments in (["track"], ["track", "a.mp4", "-o", "out", "--tracker.max-gap", "-1"], ["weights", "juggle"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
@@ -308,17 +305,16 @@ def test_weights_verify_and_list(weights, tmp_path, capsys):
         assert sentence in sentence_of(capsys, main(["weights", *arguments])), arguments
 
 
-def test_weights_convert(weights, tmp_path, capsys):
-    model = create_model("keypoint_rcnn_resnet18_fpn")
+def test_weights_convert(tmp_path):
+    model = create_model("keypoint_rcnn_efficientnet_lite0_fpn")
     torch.save(model.state_dict(), tmp_path / "a.pth")
     target = tmp_path / "a.safetensors"
-    name = ["--model", "keypoint_rcnn_resnet18_fpn"]
+    name = ["--model", "keypoint_rcnn_efficientnet_lite0_fpn"]
     assert main(["weights", "convert", str(tmp_path / "a.pth"), *name, "-o", str(target), "--dtype", "float16"]) == 0
     assert main(["weights", "verify", str(target)]) == 0
 
 
-def test_a_reader_that_has_enough_is_no_error(clip, weights):
+def test_a_reader_that_has_enough_is_no_error():
     command = f"'{sys.executable}' -m pyposeext system | head -c 1"
-    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env={**os.environ})
-    time.sleep(0)
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in run.stderr

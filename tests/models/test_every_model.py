@@ -10,25 +10,26 @@ from torch import nn
 
 from pyposeext.models import create_model, list_models
 from pyposeext.models.weights import save_model
-from tests.models.reduced import ARGUMENTS, reduced_model, sample_images, sample_targets
+from tests.models.reduced import REDUCED, reduced_model, sample_images, sample_targets
 
 every_model = pytest.mark.parametrize("name", list_models())
 
 
 @functools.cache
 def shared_model(name):
-    """For tests that change nothing."""
+    """For tests that change nothing. Called outside inference mode, or its tensors could not be exported."""
     return reduced_model(name)
 
 
 def test_every_model_has_a_reduced_size():
-    assert sorted(ARGUMENTS) == list_models()
+    assert sorted(REDUCED) == list_models()
 
 
 @every_model
 def test_detections_have_the_promised_shapes(name):
+    model = shared_model(name)
     with torch.inference_mode():
-        detections = shared_model(name)(sample_images(), heatmaps=True)
+        detections = model(sample_images(), heatmaps=True)
     assert len(detections) == 2
     for found, (height, width) in zip(detections, [(96, 80), (70, 110)], strict=True):
         count = len(found["boxes"])
@@ -57,31 +58,34 @@ def test_poses_in_boxes_and_in_none(name):
 
 
 @every_model
-def test_training_reaches_every_parameter_that_trains_and_overfits(name):
+def test_training_reaches_every_parameter_and_overfits(name):
     model = reduced_model(name).train()
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.Adam(trained.values(), lr=5e-4)
+    optimizer = torch.optim.Adam(trained.values(), lr=REDUCED[name][1])
     history = []
-    for step in range(6):
-        torch.manual_seed(step)
+    for _ in range(5):
+        torch.manual_seed(0)
         losses = model(sample_images(), sample_targets())
         optimizer.zero_grad()
         sum(losses.values()).backward()
-        history.append({key: value.item() for key, value in losses.items()})
-        if step == 0:
-            assert not [key for key, parameter in trained.items() if parameter.grad is None]
-            assert all(torch.isfinite(parameter.grad).all() for parameter in trained.values())
+        assert not [key for key, parameter in trained.items() if parameter.grad is None]
+        assert all(torch.isfinite(parameter.grad).all() for parameter in trained.values())
         optimizer.step()
+        history.append({key: value.item() for key, value in losses.items()})
     names = ["loss_box_reg", "loss_classifier", "loss_keypoint", "loss_objectness", "loss_rpn_box_reg"]
     assert sorted(history[0]) == names
-    assert history[-1]["loss_keypoint"] < 0.8 * history[0]["loss_keypoint"]
-    assert history[-1]["loss_classifier"] < history[0]["loss_classifier"]
-    assert history[-1]["loss_objectness"] < history[0]["loss_objectness"]
+    for key in ("loss_keypoint", "loss_classifier", "loss_objectness"):
+        assert history[-1][key] < history[0][key]
+    assert sum(history[-1].values()) < 0.8 * sum(history[0].values())
 
 
-@every_model
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_stays_near_float32(name, dtype):
+HALF = [(name, torch.bfloat16, 0.1) for name in list_models()]
+# Without float16 arithmetic in the CPU, torch emulates it: the light model stands for the rest.
+HALF.append(("keypoint_rcnn_efficientnet_lite0_fpn", torch.float16, 0.02))
+
+
+@pytest.mark.parametrize(("name", "dtype", "tolerance"), HALF)
+def test_autocast_stays_near_float32(name, dtype, tolerance):
     model = shared_model(name)
     boxes = [torch.tensor([[3.0, 4, 50, 90]]), torch.tensor([[20.0, 8, 70, 60]])]
     with torch.inference_mode():
@@ -89,8 +93,9 @@ def test_autocast_stays_near_float32(name, dtype):
         with torch.autocast("cpu", dtype):
             half = model.poses_in_boxes(sample_images(), boxes, heatmaps=True)
             detections = model(sample_images())
-    error = (full[0]["keypoint_heatmaps"] - half[0]["keypoint_heatmaps"].float()).abs().max()
-    assert error < (0.1 if dtype == torch.bfloat16 else 0.02) * full[0]["keypoint_heatmaps"].std()
+    for own, other in zip(full, half, strict=True):
+        error = (own["keypoint_heatmaps"] - other["keypoint_heatmaps"].float()).abs().max()
+        assert error < tolerance * own["keypoint_heatmaps"].std()
     assert all(found["boxes"].dtype == found["scores"].dtype == torch.float32 for found in detections)
     assert all(torch.isfinite(found["keypoints"]).all() for found in detections)
 
