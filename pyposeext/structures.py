@@ -104,7 +104,8 @@ class Poses:
     def empty(cls, skeleton: Skeleton, tracked: bool = False) -> Poses:
         """No people, with arrays of the right shapes."""
         ids = np.zeros(0, np.int64) if tracked else None
-        return cls(np.zeros((0, len(skeleton), 3)), np.zeros((0, 4)), np.zeros(0), skeleton, ids)
+        keypoints = np.zeros((0, len(skeleton), 3), np.float32)
+        return cls(keypoints, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), skeleton, ids)
 
 
 def _array(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[np.float32]:

@@ -1,54 +1,34 @@
-"""`pyposeext train`: trains a model on COCO-style data, on one process or under torchrun."""
+"""`pyposeext train -o DIR --data ...`: trains a model on COCO-style data, on one process or under torchrun."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Console
 
+from pyposeext.cli.options import OutputOption, ProgressKind, parse
 from pyposeext.errors import InputError
 from pyposeext.training.engine import Progress, Settings
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from pyposeext.datasets import CocoKeypoints
 
 
-def train(
-    data: tuple[str, ...],
-    output: Path,
-    model: str = "keypoint_rcnn_efficientnet_lite0_fpn",
-    backbone_weights: Path | None = None,
-    val: tuple[str, ...] = (),
-    steps: int | None = None,
-    minutes: float | None = None,
-    batch_size: int = 8,
-    canvas: tuple[int, ...] = (320,),
-    learning_rate: float = 1e-3,
-    arguments: str = "{}",
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
-    workers: int = 1,
-    threads: int | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    store: Literal["float32", "float16"] = "float16",
-    source: str = "",
-    licence: str = "not stated",
-    progress: Literal["bar", "json", "none"] = "bar",
-) -> None:
-    """Train a model and write its averaged weights to OUTPUT/weights.safetensors.
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train a model and write its averaged weights to DIR/weights.safetensors.
 
     A run that was broken off goes on when the same command is given again. Under torchrun every process works on its
     own batches.
 
-    Args:
+    Attributes:
         data: one or more ANNOTATIONS.json:IMAGES[:WEIGHT], COCO keypoint files and their image folders; WEIGHT says how
             often an image of that file is drawn, relative to the others (1).
         output: folder for log.jsonl, checkpoint.pt and weights.safetensors.
@@ -70,8 +50,39 @@ def train(
         store: number format of the written weights.
         source: what the manifest says about the training data.
         licence: what the manifest says about the licence of the weights.
-        progress: a line on the terminal, JSON lines, or nothing.
+        progress: lines on standard error, JSON lines there, or nothing.
     """
+
+    data: tuple[str, ...]
+    output: Annotated[Path, OutputOption]
+    model: str = "keypoint_rcnn_efficientnet_lite0_fpn"
+    backbone_weights: Path | None = None
+    val: tuple[str, ...] = ()
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 8
+    canvas: tuple[int, ...] = (320,)
+    learning_rate: float = 1e-3
+    arguments: str = "{}"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    workers: int = 1
+    threads: int | None = None
+    device: str = "auto"
+    seed: int = 0
+    store: Literal["float32", "float16"] = "float16"
+    source: str = ""
+    licence: str = "not stated"
+    progress: ProgressKind = "bar"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code, always 0."""
+    train(parse(TrainArguments, "train", arguments))
+    return 0
+
+
+def train(options: TrainArguments) -> None:
+    """Runs the training that `options` describe to its end."""
     import torch
 
     from pyposeext.models.weights import create_model, save_model
@@ -80,40 +91,50 @@ def train(
     from pyposeext.training.engine import Trainer, start_distributed
     from pyposeext.training.validation import validate
 
-    settings = Settings(steps=steps, minutes=minutes, learning_rate=learning_rate, precision=precision, seed=seed)
-    datasets, weights = _open_all(data)
-    held_out, _ = _open_all(val) if val else ([], [])
-    if threads is not None:
-        torch.set_num_threads(threads)
+    settings = Settings(
+        steps=options.steps,
+        minutes=options.minutes,
+        learning_rate=options.learning_rate,
+        precision=options.precision,
+        seed=options.seed,
+    )
+    if options.batch_size < 1 or any(side < 64 or side % 32 for side in options.canvas):
+        raise InputError(f"canvas must be multiples of 32 from 64 on and batch_size 1 or more, got {options.canvas}")
+    datasets, weights = _open_all(options.data)
+    held_out, _ = _open_all(options.val) if options.val else ([], [])
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     rank, _ = start_distributed()
-    target = _device(device, rank)
-    torch.manual_seed(seed)
-    network = create_model(model, **_json_object(arguments))
-    if backbone_weights is not None:
-        load_start(network, backbone_weights)
-    network = network.to(target, memory_format=torch.channels_last)
-    trainer = Trainer(network, settings, output, trunk_prefix="backbone.body.")
+    device = _device(options.device, rank)
+    torch.manual_seed(options.seed)
+    network: Any = create_model(options.model, **_json_object(options.arguments))
+    if options.backbone_weights is not None:
+        load_start(network, options.backbone_weights)
+    network = network.to(device, memory_format=torch.channels_last)
+    trainer = Trainer(network, settings, options.output, trunk_prefix="backbone.body.")
     stream = BatchStream(
         datasets,
         weights,
         network.skeleton,
-        batch_size=batch_size,
-        canvases=[(side, side) for side in canvas],
+        batch_size=options.batch_size,
+        canvases=[(side, side) for side in options.canvas],
         settings=Augmentation(),
-        seed=seed,
+        seed=options.seed,
         rank=rank,
     )
-    trainer.fit(batches(stream, trainer.step, workers), _reporter(progress))
+    trainer.fit(batches(stream, trainer.step, options.workers), _reporter(options.progress))
     if rank == 0:
         network.load_state_dict(trainer.average.state_dict())
-        save_model(output / "weights.safetensors", network, store, source=source, licence=licence)
+        path = options.output / "weights.safetensors"
+        save_model(path, network, options.store, source=options.source, licence=options.licence)
         results = {dataset.name: validate(network, dataset) for dataset in held_out}
         if results:
-            (output / "validation.json").write_text(json.dumps(results, indent=2) + "\n")
-            _show(results, progress)
+            (options.output / "validation.json").write_text(json.dumps(results, indent=2) + "\n")
+        for name, values in results.items():
+            sys.stdout.write(f"{name}  " + "  ".join(f"{key} {value:.3f}" for key, value in values.items()) + "\n")
 
 
-def load_start(network: nn.Module, path: Path) -> None:
+def load_start(network: Any, path: Path) -> None:
     """Loads an ImageNet trunk (.pth) or a whole model of the same kind (.safetensors) into `network`."""
     from pyposeext.io.weights import read_weights
     from pyposeext.layers.efficientnet_lite import convert_efficientnet_lite0
@@ -168,7 +189,7 @@ def _reporter(progress: str) -> Callable[[Progress], None] | None:
     if progress == "none":
         return None
     if progress == "json":
-        return lambda line: print(json.dumps(asdict(line)), flush=True)
+        return lambda line: print(json.dumps(asdict(line)), file=sys.stderr, flush=True)
     console = Console(stderr=True)
 
     def show(line: Progress) -> None:
@@ -178,12 +199,3 @@ def _reporter(progress: str) -> Callable[[Progress], None] | None:
         )
 
     return show
-
-
-def _show(results: dict[str, dict[str, float]], progress: str) -> None:
-    if progress == "json":
-        print(json.dumps(results), flush=True)
-    elif progress == "bar":
-        console = Console(file=sys.stdout)
-        for name, values in results.items():
-            console.print(name, "  ".join(f"{key} {value:.3f}" for key, value in values.items()), highlight=False)

@@ -45,7 +45,8 @@ class CocoKeypoints:
         if self._folder is not None and not self._folder.is_dir():
             raise InputError(f"images must be a folder, got {str(images)!r}")
         self.skeleton = _skeleton(self.content, self.path)
-        people = {category["id"] for category in self.content["categories"] if "keypoints" in category}
+        people = [category["id"] for category in self.content["categories"] if "keypoints" in category]
+        self.person_category = int(people[0]) if people else 1
         self._annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for annotation in self.content["annotations"]:
             if annotation.get("category_id") in people:

@@ -19,7 +19,8 @@ from pyposeext.io.atomic import PendingFile
 
 Image = NDArray[np.uint8]
 
-_UNSPECIFIED_COLOUR = 2
+_BT709, _UNSPECIFIED_COLOUR = 1, 2
+_LIMITED_RANGE, _FULL_RANGE = 1, 2
 _WRITE_TIME_BASE = Fraction(1, 90_000)
 _ENCODERS = ("libx264", "libopenh264")
 
@@ -267,7 +268,8 @@ class VideoReader:
         self._say_damage()
 
     def _say_damage(self) -> None:
-        if self._damaged_packets:
+        # Where a file is cut short, the last packet is half there: that has been said.
+        if self._damaged_packets > (0 if self.complete else 1):
             self.problems.append(f"{self.path.name}: {self._damaged_packets} damaged packets were skipped")
 
 
@@ -298,7 +300,7 @@ class VideoWriter:
         *,
         rate: float | None = None,
         pixel_aspect: Fraction = Fraction(1),
-        quality: int = 21,
+        quality: int = 23,
         threads: int = 0,
     ) -> None:
         encoder = next((name for name in _ENCODERS if name in av.codecs_available), None)
@@ -323,8 +325,8 @@ class VideoWriter:
         context.time_base = _WRITE_TIME_BASE
         context.thread_count = threads
         context.sample_aspect_ratio = pixel_aspect
-        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-        context.color_range = 1  # limited
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
 
     def write(self, image: Image, time: float) -> None:
         """Add a frame: RGB uint8 [H, W, 3] of the writer's size, at that time in seconds."""
@@ -392,11 +394,22 @@ def _seconds(duration: int | None, time_base: Fraction | None) -> float | None:
     return float(duration * time_base) if duration and time_base else None
 
 
-def _upright_rgb(decoded: av.VideoFrame) -> Image:
-    """The frame as RGB uint8 [H, W, 3], turned and mirrored as its display matrix asks."""
-    # Players take an unmarked HD video for BT.709, FFmpeg's scaler for BT.601.
+def _rgb(decoded: av.VideoFrame) -> Any:
+    """The frame as RGB uint8 [H, W, 3], as it is stored."""
+    # Players take an unmarked HD video for BT.709; without being told, FFmpeg's scaler takes it for BT.601.
     unmarked_hd = decoded.colorspace == _UNSPECIFIED_COLOUR and min(decoded.width, decoded.height) >= 720
-    image: Any = decoded.to_ndarray(format="rgb24", src_colorspace="ITU709" if unmarked_hd else None)
+    colours: dict[str, Any] = {}
+    if (unmarked_hd or decoded.colorspace == _BT709) and not decoded.format.is_rgb:
+        # Before version 18 PyAV listens to the colour space only where the ranges are given too.
+        full = decoded.color_range == _FULL_RANGE or decoded.format.name.startswith("yuvj")
+        ranges = {"src_color_range": _FULL_RANGE if full else _LIMITED_RANGE, "dst_color_range": _FULL_RANGE}
+        colours = {"src_colorspace": "ITU709", **ranges}
+    return decoded.to_ndarray(format="rgb24", **colours)
+
+
+def _upright_rgb(decoded: av.VideoFrame) -> Image:
+    """The same, turned and mirrored as its display matrix asks."""
+    image = _rgb(decoded)
     side_data: Any = decoded.side_data
     matrix = next((bytes(data) for data in side_data if data.type.name == "DISPLAYMATRIX"), None)
     if matrix is None:

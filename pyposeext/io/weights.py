@@ -39,7 +39,8 @@ def save_weights(
 
     Args:
         path: the .safetensors file; an older one is replaced.
-        state_dict: tensors by name; floating point ones are stored as `dtype`.
+        state_dict: tensors by name. Floating point ones of two or more dimensions are stored as `dtype`, the others as
+            they are: biases and the statistics of norms are small, and variances may lie below what float16 can hold.
         manifest: "model" and any other of `MANIFEST_KEYS`; the SHA-256 of the contents is added.
         dtype: "float32", "float16" or "bfloat16". Half precision halves the file; values beyond its range are refused.
 
@@ -51,7 +52,9 @@ def save_weights(
         raise InputError(f"dtype must be one of {', '.join(_STORED)}, got {dtype!r}")
     unknown = set(manifest) - set(MANIFEST_KEYS)
     if unknown or "model" not in manifest:
-        raise InputError(f"manifest must hold 'model' and may hold {', '.join(MANIFEST_KEYS[1:])}, got {list(manifest)}")
+        raise InputError(
+            f"manifest must hold 'model' and may hold {', '.join(MANIFEST_KEYS[1:])}, got {list(manifest)}"
+        )
     stored = {name: _stored(name, tensor, _STORED[dtype]) for name, tensor in state_dict.items()}
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in manifest.items()}
     metadata["content_sha256"] = _content_sha256(stored)
@@ -112,9 +115,10 @@ def file_sha256(path: str | Path) -> str:
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor.detach().cpu().contiguous()
-    narrow = tensor.detach().cpu().to(dtype).contiguous()
+    tensor = tensor.detach().cpu()
+    if not tensor.is_floating_point() or tensor.dim() < 2:
+        return tensor.contiguous().clone()
+    narrow = tensor.to(dtype).contiguous().clone()
     if torch.isfinite(tensor).all() and not torch.isfinite(narrow).all():
         raise InputError(f"dtype must be able to hold the weights, but {name} goes beyond {dtype}: use float32")
     return narrow
@@ -143,7 +147,8 @@ def _opened(path: str | Path) -> Any:
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, _manifest(file.metadata())
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, _manifest(file.metadata())
 
 
 def _manifest(metadata: Mapping[str, str] | None) -> dict[str, Any]:

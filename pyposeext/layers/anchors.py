@@ -38,7 +38,8 @@ class AnchorGenerator:
         """The anchors of each level, [H_l * W_l * A, 4] as x1, y1, x2, y2; row, column, then anchor, the last fastest.
 
         Args:
-            image_size: (H, W) of the padded batch. A level's stride is H // H_l and W // W_l, without a half-pixel offset.
+            image_size: (H, W) of the padded batch. A level's stride is H // H_l and W // W_l; there is no half-pixel
+                offset.
             map_sizes: (H_l, W_l) per level, as many as `sizes`.
             device: where the result lies.
         """

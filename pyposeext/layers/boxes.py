@@ -11,9 +11,7 @@ from torch import Tensor
 LARGEST_LOG_SCALE = math.log(1000 / 16)
 
 
-def encode_boxes(
-    targets: Tensor, boxes: Tensor, weights: tuple[float, float, float, float] = (1, 1, 1, 1)
-) -> Tensor:
+def encode_boxes(targets: Tensor, boxes: Tensor, weights: tuple[float, float, float, float] = (1, 1, 1, 1)) -> Tensor:
     """What a network must predict at `boxes` [N, 4] to yield `targets` [N, 4]: (dx, dy, dw, dh) [N, 4].
 
     R-CNN's parametrisation (Girshick et al., CVPR 2014, appendix C), multiplied by `weights`.

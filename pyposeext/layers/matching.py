@@ -34,9 +34,7 @@ def match_boxes(iou: Tensor, high: float, low: float, keep_best: bool = False) -
     return matches
 
 
-def sample_balanced(
-    positive: Tensor, negative: Tensor, count: int, positive_fraction: float
-) -> tuple[Tensor, Tensor]:
+def sample_balanced(positive: Tensor, negative: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
     """A random choice of `count` boxes, at most `positive_fraction` of them positive, uniform without replacement.
 
     Draws one permutation of the positives, then one of the negatives, from torch's generator of their device.

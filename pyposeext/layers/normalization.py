@@ -38,7 +38,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBatchNorm2d:
-        # With eps 0 some variances underflow in float16 and the scale becomes infinite: half() leaves the buffers alone.
+        # With eps 0 some variances underflow in float16 and make the scale infinite: half() leaves the buffers alone.
         kept = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, before in kept.items():
@@ -112,7 +112,8 @@ class ConvNorm(nn.Module):
 
 def folded_weights(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight [O, I, kh, kw] and bias [O] of one convolution that does what convolution and norm do in evaluation."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
     bias = norm.bias.float() - norm.running_mean.float() * scale
     return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype), bias.to(weight.dtype)

@@ -6,6 +6,7 @@ convolution ("v1.5").
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyposeext.errors import InputError
@@ -26,10 +27,10 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(in_channels, width, stride, norm)
 
     def forward(self, input: Tensor) -> Tensor:
-        output = self.bn1(self.conv1(input)).relu_()
+        output = F.relu_(self.bn1(self.conv1(input)))
         output = self.bn2(self.conv2(output))
         output += input if self.downsample is None else self.downsample(input)
-        return output.relu_()
+        return F.relu_(output)
 
 
 class Bottleneck(nn.Module):
@@ -48,11 +49,11 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, 4 * width, stride, norm)
 
     def forward(self, input: Tensor) -> Tensor:
-        output = self.bn1(self.conv1(input)).relu_()
-        output = self.bn2(self.conv2(output)).relu_()
+        output = F.relu_(self.bn1(self.conv1(input)))
+        output = F.relu_(self.bn2(self.conv2(output)))
         output = self.bn3(self.conv3(output))
         output += input if self.downsample is None else self.downsample(input)
-        return output.relu_()
+        return F.relu_(output)
 
 
 _DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -90,15 +91,10 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = norm(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        in_channels = 64
-        for index, count in enumerate(counts):
-            width = 64 << index
-            blocks = []
-            for position in range(count):
-                stride = 2 if position == 0 and index > 0 else 1
-                blocks.append(block(in_channels, width, stride, norm))
-                in_channels = width * block.expansion
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        self.layer1 = _stage(block, counts[0], 64, 64, 1, norm)
+        self.layer2 = _stage(block, counts[1], self.channels[0], 128, 2, norm)
+        self.layer3 = _stage(block, counts[2], self.channels[1], 256, 2, norm)
+        self.layer4 = _stage(block, counts[3], self.channels[2], 512, 2, norm)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -108,12 +104,19 @@ class ResNet(nn.Module):
 
     def forward(self, input: Tensor) -> list[Tensor]:
         """[N, 3, H, W] to C2..C5 at strides 4, 8, 16, 32."""
-        output = self.maxpool(self.bn1(self.conv1(input)).relu_())
+        output = self.maxpool(F.relu_(self.bn1(self.conv1(input))))
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             output = stage(output)
             features.append(output)
         return features
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], count: int, in_channels: int, width: int, stride: int, norm: Norm
+) -> nn.Sequential:
+    first = block(in_channels, width, stride, norm)
+    return nn.Sequential(first, *(block(width * block.expansion, width, 1, norm) for _ in range(count - 1)))
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Sequential | None:

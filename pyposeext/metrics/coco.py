@@ -64,7 +64,7 @@ class CocoEvaluation:
             raise InputError(f"{self._kind} and scores must have one row per person, got {len(value)} and {len(score)}")
         rows = []
         for index in range(len(score)):
-            row = {"image_id": image_id, "category_id": category_id, "score": float(score[index])}
+            row: dict[str, Any] = {"image_id": image_id, "category_id": category_id, "score": float(score[index])}
             if self._kind == "boxes":
                 x1, y1, x2, y2 = value[index].tolist()
                 row["bbox"] = [x1, y1, x2 - x1, y2 - y1]

@@ -39,8 +39,8 @@ def oks_matrix(
         raise InputError(f"areas and boxes must be [{len(labels)}] and [{len(labels)}, 4]")
     variance = (2 * np.asarray(sigmas, dtype=np.float64)) ** 2
     distance = ((points[:, None, :, :2] - labels[None, :, :, :2]) ** 2).sum(3)
-    visible = labels[:, :, 2] > 0
-    bare = ~visible.any(1)
+    visible = np.asarray(labels[:, :, 2] > 0)
+    bare = np.asarray(~visible.any(1))
     if bare.any():
         distance[:, bare] = _outside(points[:, :, :2], box[bare])
         visible = visible | bare[:, None]
@@ -51,10 +51,13 @@ def oks_matrix(
 def oks(
     predicted: ArrayLike, truth: ArrayLike, areas: ArrayLike, boxes: ArrayLike, sigmas: Sequence[float]
 ) -> NDArray[np.float64]:
-    """OKS [N] of N predictions, each with its own ground truth; the arguments are those of `oks_matrix` with D = G = N."""
-    if len(np.asarray(predicted)) != len(np.asarray(truth)):
-        raise InputError(f"predicted and truth must have one row per person, got {len(predicted)} and {len(truth)}")  # type: ignore[arg-type]
-    return np.diagonal(oks_matrix(predicted, truth, areas, boxes, sigmas)).copy()
+    """OKS [N] of N predictions, each with its own ground truth; arguments as of `oks_matrix` with D = G = N."""
+    matrix = oks_matrix(predicted, truth, areas, boxes, sigmas)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise InputError(
+            f"predicted and truth must have one row per person, got {matrix.shape[0]} and {matrix.shape[1]}"
+        )
+    return np.diagonal(matrix).copy()
 
 
 class MeanOKS:

@@ -43,8 +43,11 @@ def create_model(name: str, weights: str | Path | None = None, **arguments: Any)
 
 
 def weights_file(weights: str | Path) -> Path:
-    """The file that `weights` names: a path, or the name of shipped weights."""
-    return weights_path(str(weights)) if str(weights) in list_weights() or not Path(weights).suffix else Path(weights)
+    """The file that `weights` names: shipped weights by their name, else a path."""
+    if str(weights) in list_weights():
+        return weights_path(str(weights))
+    path = Path(weights)
+    return path if path.suffix or path.is_file() else weights_path(str(weights))
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
@@ -87,8 +90,9 @@ def manifest_of(model: nn.Module, **extra: Any) -> dict[str, Any]:
         "arguments": model.model_arguments,
         "created_by": f"pyposeext {pyposeext.__version__}",
     }
-    if hasattr(model, "skeleton"):
-        manifest["skeleton"] = model.skeleton.name
+    skeleton = getattr(model, "skeleton", None)
+    if skeleton is not None:
+        manifest["skeleton"] = skeleton.name
     transform = getattr(model, "transform", None)
     if transform is not None:
         manifest["normalisation"] = {"mean": transform.mean, "std": transform.std}
@@ -112,8 +116,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise InputError(
-            f"checkpoint {path} cannot be read safely: it is damaged or holds more than tensors. Where you trust it, load "
-            "it with PyTorch yourself, save its state dict alone with torch.save, and convert that file"
+            f"checkpoint {path} cannot be read safely: it is damaged or holds more than tensors. Where you trust it, "
+            "load it with PyTorch yourself, save its state dict alone with torch.save, and convert that file"
         ) from error
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -41,10 +41,10 @@ def pose_oks(before: Array, now: Array, areas: Array, sigmas: Sequence[float], m
     """
     if len(sigmas) != before.shape[1]:
         raise InputError(f"OKS needs one sigma per joint, {before.shape[1]}, got {len(sigmas)}")
-    squared = _squared_distances(before, now)
-    spread = 2 * (2 * np.asarray(sigmas, dtype=squared.dtype)) ** 2
-    similarity = np.exp(-squared / (spread * (areas[:, None, None] + np.spacing(1.0))))
-    return _mean_over_joints(similarity, before, now, minimum_score)
+    exponents = _squared_distances(before, now)
+    spread = 2 * (2 * np.asarray(sigmas, dtype=exponents.dtype)) ** 2
+    exponents /= -(spread * (areas[:, None] + np.spacing(1.0)))[:, None]
+    return _mean_over_joints(np.exp(exponents, out=exponents), before, now, minimum_score)
 
 
 def pose_pck(before: Array, now: Array, head_sizes: Array, minimum_score: float = 0.0) -> Array:
@@ -82,12 +82,17 @@ def _areas(boxes: Array, extra: float) -> Array:
 
 def _squared_distances(before: Array, now: Array) -> Array:
     """[P, C, K] in square pixels."""
-    dx = before[:, None, :, 0] - now[None, :, :, 0]
-    dy = before[:, None, :, 1] - now[None, :, :, 1]
-    return dx * dx + dy * dy
+    # In place: fresh arrays of this size cost more than the arithmetic.
+    squared = before[:, None, :, 0] - now[None, :, :, 0]
+    squared *= squared
+    other = before[:, None, :, 1] - now[None, :, :, 1]
+    other *= other
+    squared += other
+    return squared
 
 
 def _mean_over_joints(values: Array, before: Array, now: Array, minimum_score: float) -> Array:
-    counts = (before[:, None, :, 2] >= minimum_score) & (now[None, :, :, 2] >= minimum_score)
-    total = np.where(counts, values, 0).sum(axis=2)
-    return total / np.maximum(counts.sum(axis=2), 1)
+    before_counts = (before[:, :, 2] >= minimum_score).astype(values.dtype)
+    now_counts = (now[:, :, 2] >= minimum_score).astype(values.dtype)
+    total = np.einsum("pck,pk,ck->pc", values, before_counts, now_counts)
+    return total / np.maximum(before_counts @ now_counts.T, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -78,7 +79,7 @@ def warp(
     height, width = size
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     method = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
-    source = sample.image
+    source: Any = sample.image
     if scale < 0.5:
         # warpAffine samples single source pixels: shrink first by a whole factor, or thin limbs alias away.
         factor = int(1 / scale)
@@ -107,7 +108,7 @@ def warp(
         image=image,
         boxes=boxes[keep],
         keypoints=keypoints[keep],
-        areas=sample.areas[keep] * scale**2 * share[keep],
+        areas=(sample.areas[keep] * scale**2 * share[keep]).astype(np.float32),
         ignore=_on_canvas(ignore, size),
     )
 
@@ -177,7 +178,7 @@ def random_mosaic(
 
 def random_appearance(sample: Sample, settings: Augmentation, generator: np.random.Generator) -> Sample:
     """Changes colours and sharpness and covers parts of the canvas; joints under a patch become occluded."""
-    image = sample.image
+    image: Any = sample.image
     if generator.random() < settings.blur:
         factor = generator.uniform(0.4, 0.8)
         small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
@@ -234,7 +235,7 @@ def _random_piece(image: NDArray[np.uint8], size: tuple[int, int], generator: np
     room = np.array([image.shape[1] * scale - width, image.shape[0] * scale - height])
     corner = generator.random(2) * room
     matrix = np.array([[scale, 0, -corner[0]], [0, scale, -corner[1]]])
-    piece = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    piece: Any = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return piece if generator.random() < 0.5 else np.ascontiguousarray(piece[:, ::-1])
 
 
@@ -258,7 +259,7 @@ def _focus(
     return np.concatenate([low - margin, high + margin])
 
 
-def _change_colours(image: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
+def _change_colours(image: Any, generator: np.random.Generator) -> Any:
     """Contrast, brightness, gamma and a tint by one table per channel; sometimes grey."""
     if generator.random() < 0.1:
         image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)

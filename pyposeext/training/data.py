@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -161,9 +162,10 @@ def _shrink(sample: Sample, longest: int) -> Sample:
     keypoints = sample.keypoints.copy()
     labelled = keypoints[:, :, 2:] > 0
     keypoints[:, :, :2] = np.where(labelled, (keypoints[:, :, :2] + 0.5) * scale - 0.5, 0)
+    image: Any = cv2.resize(sample.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return replace(
         sample,
-        image=cv2.resize(sample.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA),
+        image=image,
         boxes=sample.boxes * np.float32(scale),
         ignore=sample.ignore * np.float32(scale),
         keypoints=keypoints,

@@ -94,19 +94,19 @@ class Trainer:
         raise_memory_thresholds()
         self.model = model
         self.settings = settings
+        self.device = next(model.parameters()).device
+        if settings.precision == "float16" and self.device.type != "cuda":
+            raise InputError(f"precision float16 needs a GPU, the model is on {self.device}")
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.rank, self.processes = 0, 1
         if distributed.is_initialized():
             self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
-        self.device = next(model.parameters()).device
         self.optimizer = torch.optim.AdamW(_groups(model, settings, trunk_prefix), betas=(0.9, 0.99))
         self.average = MovingAverage(model, settings.average_decay)
         self.step = 0
         self.seconds = 0.0
-        self._scaler = torch.amp.GradScaler(enabled=settings.precision == "float16")
-        if settings.precision == "float16" and self.device.type != "cuda":
-            raise InputError(f"precision float16 needs a GPU, the model is on {self.device}")
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self._checkpoint = self.directory / "checkpoint.pt"
         if self._checkpoint.exists():
             self._load()

@@ -31,8 +31,9 @@ def validate(model: nn.Module, dataset: CocoKeypoints) -> dict[str, float]:
         sample = dataset.sample(index)
         image = torch.from_numpy(sample.image).to(device).permute(2, 0, 1).float() / 255
         found = {name: np.asarray(value.cpu()) for name, value in model([image])[0].items()}
-        boxes.update(sample.image_id, found["scores"], boxes=found["boxes"])
-        keypoints.update(sample.image_id, found["scores"], keypoints=found["keypoints"])
+        scores, person = found["scores"], dataset.person_category
+        boxes.update(sample.image_id, scores, boxes=found["boxes"], category_id=person)
+        keypoints.update(sample.image_id, scores, keypoints=found["keypoints"], category_id=person)
     model.train(training)
     box, keypoint = boxes.compute(), keypoints.compute()
     return {

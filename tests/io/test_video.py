@@ -75,6 +75,17 @@ def test_rotation_and_mirroring_are_done(tmp_path, degrees, mirrored):
     assert np.abs(shown.astype(int) - expected).mean() < 4
 
 
+def test_marked_colours_are_read_as_marked(tmp_path):
+    image = np.full((48, 64, 3), (200, 60, 30), np.uint8)
+    writer = VideoWriter(tmp_path / "a.mp4", 64, 48)  # marked as BT.709
+    writer.write(image, 0.0)
+    writer.close()
+    shown = next(iter(VideoReader(tmp_path / "a.mp4"))).image
+    assert np.abs(shown.astype(int) - image).max() <= 4
+    unmarked = next(iter(VideoReader(make_video(tmp_path / "b.mp4", images=[image])))).image
+    assert np.abs(unmarked.astype(int) - image).max() <= 4
+
+
 def test_odd_sizes_are_read(tmp_path):
     path = make_video(tmp_path / "a.mkv", 3, (63, 47), codec="ffv1", pixels="yuv444p")
     assert next(iter(VideoReader(path))).image.shape == (47, 63, 3)

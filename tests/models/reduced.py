@@ -37,7 +37,9 @@ def sample_targets(num_joints=17):
     """One person in the first image and nobody in the second."""
     generator = torch.Generator().manual_seed(2)
     box = torch.tensor([[12.0, 10, 60, 86]])
-    points = box[:, None, :2] + torch.rand(1, num_joints, 2, generator=generator) * 0.9 * (box[:, 2:] - box[:, :2])[:, None]
+    points = (
+        box[:, None, :2] + torch.rand(1, num_joints, 2, generator=generator) * 0.9 * (box[:, 2:] - box[:, :2])[:, None]
+    )
     keypoints = torch.cat([points, torch.full((1, num_joints, 1), 2.0)], dim=-1)
     empty = {
         "boxes": torch.zeros(0, 4),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyposeext.models import convert_state_dict, create_model
+from pyposeext.models.mask_rcnn.transform import ImageTransform
 
 detection = pytest.importorskip("torchvision.models.detection", reason="torchvision is not installed")
 
@@ -58,6 +59,17 @@ def assert_same_detections(ours, theirs):
         for key, tolerance in (("boxes", 1e-4), ("scores", 1e-6), ("keypoints", 1e-3)):
             torch.testing.assert_close(own[key], other[key][nearest], atol=tolerance, rtol=0)
         torch.testing.assert_close(own["keypoint_scores"], other["keypoints_scores"][nearest], atol=1e-4, rtol=1e-5)
+
+
+def test_batches():
+    peer = peer_model(1e-5).eval().transform
+    transform = ImageTransform((160,), 256)
+    pictures = [
+        torch.rand(3, *size) for size in ((111, 173), (140, 95), (427, 640), (500, 375), (100, 400), (331, 100))
+    ]
+    ours, theirs = transform(pictures, None, training=False)[0], peer(pictures)[0]
+    assert ours.sizes == theirs.image_sizes
+    assert torch.equal(ours.tensor, theirs.tensors)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5])

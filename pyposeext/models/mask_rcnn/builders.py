@@ -25,7 +25,7 @@ from pyposeext.skeletons import COCO17
 from pyposeext.structures import Skeleton
 
 _KEYPOINT_SIZES = (640, 672, 704, 736, 768, 800)
-# EfficientNet-Lite was trained on (value - 127) / 128; its stem's batch statistics show that it holds for these weights.
+# EfficientNet-Lite was trained on (value - 127) / 128; the batch statistics of its published stem agree.
 _LITE_NORMALISATION = ((127 / 255,) * 3, (128 / 255,) * 3)
 
 
@@ -111,11 +111,12 @@ def keypoint_rcnn_efficientnet_lite0_fpn(
             ones use False.
         frozen_blocks: the stem and this many of the trunk's 16 blocks do not train; 0 trains all.
         head_norm: "batch", or "group" where the RoIs of a training batch are few.
-        pyramid_channels, keypoint_channels, keypoint_blocks: widths of the pyramid and the keypoint head, and its depth.
+        pyramid_channels, keypoint_channels, keypoint_blocks: widths of pyramid and keypoint head, and its depth.
         anchor_sizes: one per level, from P3 on where four are given, from P2 on where five.
         rpn_batch_size, box_batch_size: anchors and proposals of an image that the losses look at.
-        keypoint_rois_per_person: as in `keypoint_rcnn_resnet50_fpn`; few, so that the keypoints do not take all the time.
+        keypoint_rois_per_person: as in `keypoint_rcnn_resnet50_fpn`; few, or the keypoints take most of the time.
     """
+    skeleton = _checked_skeleton(num_joints, num_classes)
     norms: dict[str, Norm] = {"batch": nn.BatchNorm2d, "group": group_norm}
     if head_norm not in norms:
         raise InputError(f"head_norm must be 'batch' or 'group', got {head_norm!r}")
@@ -148,15 +149,17 @@ def keypoint_rcnn_efficientnet_lite0_fpn(
         ),
         roi_heads,
         ImageTransform(_sizes(min_size), max_size, *_LITE_NORMALISATION, keypoint_offset=0.5),
-        skeleton_of(num_joints),
+        skeleton,
         num_classes,
     )
 
 
-def skeleton_of(num_joints: int) -> Skeleton:
+def _checked_skeleton(num_joints: int, num_classes: int) -> Skeleton:
     """COCO's skeleton for 17 joints, else one of that many joints without names of their own."""
     if num_joints < 1:
         raise InputError(f"num_joints must be at least 1, got {num_joints}")
+    if num_classes < 2:
+        raise InputError(f"num_classes must be at least 2, background and persons, got {num_classes}")
     if num_joints == len(COCO17):
         return COCO17
     return Skeleton(f"joints{num_joints}", tuple(f"joint_{index}" for index in range(num_joints)), (), ())
@@ -177,6 +180,7 @@ def _resnet_model(
     detections_per_image: int,
     keypoint_rois_per_person: int | None,
 ) -> MaskRCNN:
+    skeleton = _checked_skeleton(num_joints, num_classes)
     norm: Norm = partial(FrozenBatchNorm2d, eps=norm_eps) if frozen_norm else nn.BatchNorm2d
     body = ResNet(depth, norm, trainable_stages)
     fpn = FeaturePyramid(body.channels)
@@ -205,7 +209,7 @@ def _resnet_model(
             ),
         ),
         ImageTransform(_sizes(min_size), max_size),
-        skeleton_of(num_joints),
+        skeleton,
         num_classes,
     )
 

@@ -13,6 +13,13 @@ from pyposeext.layers.normalization import ConvNorm, Norm
 from pyposeext.models.mask_rcnn.transform import Target
 
 
+def initialise(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """He's normal initialisation by outputs, zero bias."""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
 class KeypointHead(nn.Sequential):
     """Eight 3x3 convolutions to 512 channels, each with a ReLU: [R, 256, 14, 14] to [R, 512, 14, 14]."""
 
@@ -23,8 +30,7 @@ class KeypointHead(nn.Sequential):
         super().__init__(*parts)
         for module in self:
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                initialise(module)
 
 
 class SeparableBlock(nn.Module):
@@ -40,14 +46,13 @@ class SeparableBlock(nn.Module):
 
 
 class LightKeypointHead(nn.Sequential):
-    """A pointwise convolution and residual depthwise separable blocks: [R, in_channels, 14, 14] to [R, channels, 14, 14].
+    """A pointwise convolution and residual depthwise separable blocks.
 
-    Four 5x5 blocks see the whole RoI, which telling left from right needs.
+    From [R, in_channels, 14, 14] to [R, channels, 14, 14]. Four 5x5 blocks see the whole RoI, which telling left from
+    right needs.
     """
 
-    def __init__(
-        self, in_channels: int = 96, channels: int = 176, depth: int = 4, norm: Norm = nn.BatchNorm2d
-    ) -> None:
+    def __init__(self, in_channels: int = 96, channels: int = 176, depth: int = 4, norm: Norm = nn.BatchNorm2d) -> None:
         blocks = [SeparableBlock(channels, norm) for _ in range(depth)]
         super().__init__(ConvNorm(in_channels, channels, norm=norm), *blocks)
 
@@ -58,15 +63,12 @@ class KeypointPredictor(nn.Module):
     def __init__(self, in_channels: int, num_joints: int) -> None:
         super().__init__()
         self.kps_score_lowres = nn.ConvTranspose2d(in_channels, num_joints, 4, 2, 1)
-        nn.init.kaiming_normal_(self.kps_score_lowres.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.kps_score_lowres.bias)
+        initialise(self.kps_score_lowres)
 
     def forward(self, input: Tensor) -> Tensor:
         """[R, C, h, w] to logits [R, K, 4 * h, 4 * w]."""
         low = self.kps_score_lowres(input)
-        return F.interpolate(
-            low, scale_factor=2.0, mode="bilinear", align_corners=False, recompute_scale_factor=False
-        )
+        return F.interpolate(low, scale_factor=2.0, mode="bilinear", align_corners=False, recompute_scale_factor=False)
 
 
 def keypoint_targets(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +145,9 @@ def keypoint_loss(
     chosen = torch.where(weight > 0)[0]
     if len(chosen) == 0:
         return 0 * logits.float().sum()
-    losses = F.cross_entropy(logits.flatten(0, 1).flatten(1)[chosen].float(), torch.cat(cells)[chosen], reduction="none")
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).flatten(1)[chosen].float(), torch.cat(cells)[chosen], reduction="none"
+    )
     return (losses * weight[chosen]).sum() / weight[chosen].sum()
 
 

@@ -159,7 +159,7 @@ class RoIHeads(nn.Module):
     def keypoints(
         self, features: Sequence[Tensor], boxes: Sequence[Tensor], heatmaps: bool = False
     ) -> list[dict[str, Any]]:
-        """Keypoints [R_i, K, 3], keypoint_scores [R_i, K] and on wish keypoint_heatmaps [R_i, K, m, m] of given boxes."""
+        """keypoints [R_i, K, 3], keypoint_scores [R_i, K], and on wish keypoint_heatmaps [R_i, K, m, m], per image."""
         logits = self.keypoint_predictor(self.keypoint_head(self.keypoint_pool(features, boxes)))
         points, scores = decode_keypoints(logits, torch.cat(list(boxes)))
         counts = [len(image_boxes) for image_boxes in boxes]

@@ -57,7 +57,8 @@ class ProposalHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps [N, C, H_l, W_l] to logits [N, A, H_l, W_l] and deltas [N, 4 * A, H_l, W_l] per level."""
@@ -130,14 +131,12 @@ class RegionProposalNetwork(nn.Module):
         for image_boxes, image_scores, size in zip(all_boxes, all_scores, batch.sizes, strict=True):
             clipped = clip_boxes(image_boxes, size)
             kept = not_smaller_than(clipped, 1e-3)
-            clipped, image_scores, image_levels = clipped[kept], image_scores[kept], all_levels[kept]
-            kept = ops.batched_nms(clipped, image_scores, image_levels, self.settings.nms_threshold)
-            proposals.append(clipped[kept[: self.settings.after_nms[mode]]])
+            clipped = clipped[kept]
+            best = ops.batched_nms(clipped, image_scores[kept], all_levels[kept], self.settings.nms_threshold)
+            proposals.append(clipped[best[: self.settings.after_nms[mode]]])
         return proposals
 
-    def _losses(
-        self, anchors: Tensor, logits: Tensor, deltas: Tensor, targets: Sequence[Target]
-    ) -> dict[str, Tensor]:
+    def _losses(self, anchors: Tensor, logits: Tensor, deltas: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         sampled, sampled_labels, regressed, regression_targets = [], [], [], []
         for image_logits, image_deltas, target in zip(logits, deltas, targets, strict=True):
             matches = match_boxes(
@@ -154,14 +153,12 @@ class RegionProposalNetwork(nn.Module):
         chosen = torch.cat(sampled)
         count = max(len(chosen), 1)
         objectness = F.binary_cross_entropy_with_logits(chosen, torch.cat(sampled_labels).float(), reduction="sum")
-        regression = F.smooth_l1_loss(
-            torch.cat(regressed), torch.cat(regression_targets), beta=1 / 9, reduction="sum"
-        )
+        regression = F.smooth_l1_loss(torch.cat(regressed), torch.cat(regression_targets), beta=1 / 9, reduction="sum")
         return {"loss_objectness": objectness / count, "loss_rpn_box_reg": regression / count}
 
 
 def ignored(boxes: Tensor, target: Target) -> Tensor:
-    """Which boxes [N, 4] lie by more than half inside a region `target["ignore"]` [M, 4], where unlabelled people are."""
+    """Which boxes [N, 4] lie by more than half inside one of the regions `target["ignore"]` [M, 4]."""
     regions = target.get("ignore")
     if regions is None or len(regions) == 0:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)

@@ -68,7 +68,9 @@ class ImageTransform:
         moved = []
         original_sizes = [_size(image) for image in images]
         for image in images:
-            mean, std = (torch.tensor(values, dtype=image.dtype, device=image.device) for values in (self.mean, self.std))
+            mean, std = (
+                torch.tensor(values, dtype=image.dtype, device=image.device) for values in (self.mean, self.std)
+            )
             normalised = (image - mean[:, None, None]) / std[:, None, None]
             if resize:
                 size = self.resized(_size(image), self._draw_min_size() if training else self.min_size[-1])
@@ -84,8 +86,8 @@ class ImageTransform:
 
     def resized(self, size: Size, min_size: int) -> Size:
         """The (height, width) that an image of `size` gets when its shorter side shall be `min_size`."""
-        low, high = (torch.tensor(side, dtype=torch.float32) for side in (min(size), max(size)))
-        scale = torch.min(min_size / low, self.max_size / high).item()
+        # In double precision, as torchvision 0.28 does; its early versions took float32 and lost a pixel of many sides.
+        scale = min(min_size / min(size), self.max_size / max(size))
         return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
     def restore(self, detections: list[dict[str, Any]], batch: ImageBatch) -> list[dict[str, Any]]:
@@ -134,9 +136,7 @@ def _size(image: Tensor) -> Size:
 
 
 def _padded(images: Sequence[Tensor], memory_format: torch.memory_format) -> Tensor:
-    height, width = (
-        math.ceil(max(image.shape[axis] for image in images) / _DIVISOR) * _DIVISOR for axis in (-2, -1)
-    )
+    height, width = (math.ceil(max(image.shape[axis] for image in images) / _DIVISOR) * _DIVISOR for axis in (-2, -1))
     shape = (len(images), 3, height, width)
     batch = torch.zeros(shape, dtype=images[0].dtype, device=images[0].device).to(memory_format=memory_format)
     for slot, image in zip(batch, images, strict=True):

@@ -1,0 +1,129 @@
+"""The COCO reader on generated files, and on COCO's own miniature where it is present."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from pyposeext.datasets import CocoKeypoints, open_dataset
+from pyposeext.errors import InputError
+from pyposeext.skeletons import COCO17
+
+
+def write_set(folder: Path, annotations: list[dict[str, Any]], category: dict[str, Any] | None = None) -> Path:
+    """Two images of 40 x 60 pixels (ids 7 and 3): red on the left half, black on the right."""
+    (folder / "images").mkdir()
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, :30] = (0, 0, 255)  # OpenCV writes BGR
+    for name in ("seven.png", "drei \N{LATIN SMALL LETTER U WITH DIAERESIS}.png"):
+        (folder / "images" / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    category = category or {"id": 1, "name": "person", "keypoints": list(COCO17.names), "skeleton": [[16, 14]]}
+    content = {
+        "images": [
+            {"id": 7, "file_name": "seven.png", "height": 40, "width": 60},
+            {"id": 3, "file_name": "drei \N{LATIN SMALL LETTER U WITH DIAERESIS}.png", "height": 40, "width": 60},
+        ],
+        "annotations": annotations,
+        "categories": [category],
+    }
+    (folder / "set.json").write_text(json.dumps(content))
+    return folder / "set.json"
+
+
+def person(number: int, box: list[float], **more: Any) -> dict[str, Any]:
+    keypoints = [float(value) for joint in range(17) for value in (joint, joint + 1, 2)]
+    entry = {"id": number, "image_id": 7, "category_id": 1, "bbox": box, "iscrowd": 0, "keypoints": keypoints}
+    return {**entry, **more}
+
+
+def test_boxes_are_clipped_crowds_ignored_and_empty_boxes_dropped(tmp_path: Path) -> None:
+    annotations = [
+        person(1, [50, 10, 30, 20], area=333),
+        person(2, [10, 10, 0, 20]),
+        person(3, [0, 0, 20, 10], iscrowd=1),
+        person(4, [0, 0, 10, 20], keypoints=[0] * 51),
+    ]
+    dataset = CocoKeypoints(write_set(tmp_path, annotations), tmp_path / "images")
+    assert dataset.skeleton is COCO17
+    assert [dataset.sample(index).image_id for index in range(len(dataset))] == [3, 7]
+    assert [dataset.count_people(index) for index in range(2)] == [0, 4]
+    empty, full = dataset.sample(0), dataset.sample(1)
+    assert empty.boxes.shape == (0, 4)
+    assert empty.keypoints.shape == (0, 17, 3)
+    assert full.boxes.tolist() == [[50, 10, 60, 30], [0, 0, 10, 20]]
+    assert full.ignore.tolist() == [[0, 0, 20, 10]]
+    assert full.areas == pytest.approx([333, 0.53 * 200])
+    assert full.keypoints[0, 5].tolist() == [5, 6, 2]
+    assert not full.keypoints[1].any()
+
+
+def test_images_are_rgb_and_any_name_is_read(tmp_path: Path) -> None:
+    dataset = open_dataset("coco", annotations=write_set(tmp_path, []), images=tmp_path / "images")
+    for index in range(2):
+        image = dataset.sample(index).image
+        assert image.shape == (40, 60, 3)
+        assert image[0, 0].tolist() == [255, 0, 0]
+        assert image[0, 59].tolist() == [0, 0, 0]
+
+
+def test_people_only(tmp_path: Path) -> None:
+    path = write_set(tmp_path, [person(1, [0, 0, 9, 9]), person(2, [0, 0, 9, 9], image_id=3, iscrowd=1)])
+    dataset = CocoKeypoints(path, tmp_path / "images", people_only=True)
+    assert [dataset.sample(index).image_id for index in range(len(dataset))] == [7]
+
+
+def test_other_joints_make_a_skeleton_with_flip_pairs(tmp_path: Path) -> None:
+    category = {
+        "id": 4,
+        "name": "person",
+        "keypoints": ["left_hand", "nose", "right_hand"],
+        "skeleton": [[1, 2], [2, 3]],
+    }
+    path = write_set(tmp_path, [person(1, [0, 0, 9, 9], category_id=4, keypoints=[1, 2, 1] * 3)], category)
+    dataset = CocoKeypoints(path, tmp_path / "images")
+    assert dataset.skeleton.names == ("left_hand", "nose", "right_hand")
+    assert dataset.skeleton.flip_pairs == ((0, 2),)
+    assert dataset.skeleton.edges == ((0, 1), (1, 2))
+    assert dataset.sample(1).keypoints.shape == (1, 3, 3)
+    assert dataset.person_category == 4
+
+
+def test_wrong_input_is_one_clear_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"annotations .*none.json.* cannot be read: No such file"):
+        CocoKeypoints(tmp_path / "none.json")
+    (tmp_path / "text.json").write_text("people")
+    with pytest.raises(InputError, match="is not a JSON file"):
+        CocoKeypoints(tmp_path / "text.json")
+    (tmp_path / "list.json").write_text('{"images": []}')
+    with pytest.raises(InputError, match="COCO lists images, annotations and categories"):
+        CocoKeypoints(tmp_path / "list.json")
+    path = write_set(tmp_path, [person(1, [0, 0, 9, 9], keypoints=[1, 2, 2])])
+    with pytest.raises(InputError, match="images must be a folder"):
+        CocoKeypoints(path, tmp_path / "nowhere")
+    dataset = CocoKeypoints(path, tmp_path / "images")
+    with pytest.raises(InputError, match="annotation 1: keypoints must hold 51 numbers, got 3"):
+        dataset.sample(1)
+    with pytest.raises(InputError, match=r"index must be in 0\.\.1, got 2"):
+        dataset.sample(2)
+    with pytest.raises(InputError, match="no folder of images"):
+        CocoKeypoints(path).sample(0)
+    (tmp_path / "images/seven.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match="not in a format OpenCV decodes"):
+        CocoKeypoints(path, tmp_path / "images").sample(1)
+    with pytest.raises(InputError, match="dataset must be one of coco, lsp, lsp_extended, got 'mpi'"):
+        open_dataset("mpi")
+
+
+def test_the_real_miniature(test_data: Path) -> None:
+    root = test_data / "pose2d/coco_mini"
+    dataset = CocoKeypoints(root / "annotations/person_keypoints_train2017.json", root / "train2017")
+    samples = [dataset.sample(index) for index in range(len(dataset))]
+    assert len(samples) == 80
+    assert sum(len(sample.boxes) for sample in samples) + sum(len(sample.ignore) for sample in samples) == 172
+    assert sum(len(sample.ignore) for sample in samples) == 5
+    assert sum(int((sample.keypoints[:, :, 2] > 0).any(1).sum()) for sample in samples) == 86

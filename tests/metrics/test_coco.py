@@ -1,0 +1,114 @@
+"""COCO's average precision on real files with known results, and on two made-up images."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyposeext.errors import InputError
+from pyposeext.metrics import CocoEvaluation
+
+# The specification's table; round-off in the last place differs between implementations of the same definition.
+BOXES = [0.5045806987, 0.6969727247, 0.5729816670, 0.5856257209, 0.5193996948, 0.5013978986, 0.3868127796, 0.5936795763]
+BOXES += [0.5953529829, 0.6398109626, 0.5664205979, 0.5642905983]
+ONE_IMAGE = [0.5048844884, 0.7227722772, 0.6336633663, 0.4663366337, 0.7504950495, 0.5181818182, 0.7272727273]
+ONE_IMAGE += [0.6363636364, 0.4666666667, 0.75]
+FOUR_IMAGES = [0.8608896054, 0.9931454684, 0.9108910891, 0.7755775578, 0.9372524752, 0.875, 1.0, 0.9166666667, 0.78]
+FOUR_IMAGES += [0.9428571429]
+PERTURBED = [0.5003595002, 0.8630363036, 0.4669966997, 0.4247524752, 0.6194837341, 0.5833333333, 0.9166666667]
+PERTURBED += [0.5833333333, 0.44, 0.6857142857]
+SHIFTED_BOXES = [0.7, 1, 1, 0.7, 0.7, 0.7, 0.2, 0.7, 0.7, 0.7, 0.7, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("kind", "truth", "results", "expected"),
+    [
+        ("boxes", "instances_val2014_100.json", "instances_val2014_fakebbox100_results.json", BOXES),
+        ("keypoints", "keypoints_one_image_gt.json", "keypoints_one_image_dt.json", ONE_IMAGE),
+        ("keypoints", "example_coco_val.json", "example_coco_preds.json", FOUR_IMAGES),
+    ],
+)
+def test_real_files(test_data: Path, kind: Any, truth: str, results: str, expected: list[float]) -> None:
+    evaluation = CocoEvaluation(test_data / "reference" / truth, kind)
+    evaluation.add_results(json.loads((test_data / "reference" / results).read_text()))
+    assert list(evaluation.compute().values()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_perturbed_people(test_data: Path) -> None:
+    truth = json.loads((test_data / "reference/example_coco_val.json").read_text())
+    evaluation = CocoEvaluation(truth, "keypoints")
+    people = [annotation for annotation in truth["annotations"] if annotation["num_keypoints"] > 0]
+    assert len(people) == 12
+    for index, annotation in enumerate(people):
+        points = np.reshape(annotation["keypoints"], (1, 17, 3)) * [0.98, 1.02, 1]
+        evaluation.update(annotation["image_id"], [0.99 - 0.01 * index], keypoints=points)
+    assert list(evaluation.compute().values()) == pytest.approx(PERTURBED, abs=1e-9)
+
+
+def test_shifted_boxes(test_data: Path) -> None:
+    truth = json.loads((test_data / "reference/example_coco_val.json").read_text())
+    evaluation = CocoEvaluation(truth, "boxes")
+    for index, annotation in enumerate(truth["annotations"]):
+        x, y, width, height = annotation["bbox"]
+        box = [x + 0.05 * width, y, x + 1.05 * width, y + 0.9 * height]
+        evaluation.update(annotation["image_id"], [0.99 - 0.01 * index], boxes=[box])
+    result = list(evaluation.compute().values())
+    # The table's AR1 needs the images' own order of scores; the others do not depend on it.
+    assert result[:6] == pytest.approx(SHIFTED_BOXES[:6], abs=1e-9)
+    assert result[7:] == pytest.approx(SHIFTED_BOXES[7:], abs=1e-9)
+
+
+def two_images() -> dict[str, Any]:
+    keypoints = [value for joint in range(17) for value in (10.0 + joint, 20.0 + 2 * joint, 2)]
+    annotations = [
+        {
+            "id": number,
+            "image_id": number,
+            "category_id": 1,
+            "bbox": [5, 15, 30, 45],
+            "area": 900,
+            "iscrowd": 0,
+            "num_keypoints": 17,
+            "keypoints": keypoints,
+        }
+        for number in (1, 2)
+    ]
+    images = [{"id": number, "file_name": f"{number}.jpg", "height": 100, "width": 100} for number in (1, 2)]
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+
+
+def test_missed_people_and_images_without_detections_count() -> None:
+    evaluation = CocoEvaluation(two_images(), "boxes")
+    assert evaluation.compute()["AP50"] == 0
+    evaluation.update(1, [0.9], boxes=[[5, 15, 35, 60]])
+    result = evaluation.compute()
+    assert result["AR100"] == 0.5
+    assert result["AP50"] == pytest.approx(51 / 101)
+
+
+def test_merge_resample_and_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    truth = two_images()
+    before = copy.deepcopy(truth)
+    first, second = CocoEvaluation(truth, "keypoints"), CocoEvaluation(truth, "keypoints")
+    points = np.reshape(truth["annotations"][0]["keypoints"], (1, 17, 3))
+    first.update(1, [0.9], keypoints=points)
+    second.update(2, [0.8], keypoints=points + np.array([60, 0, 0]))
+    first.merge(second)
+    assert first.resampled([1, 1, 1]).compute()["AP"] == 1
+    assert first.resampled([2, 2]).compute()["AP"] == 0
+    assert 0 < first.compute()["AP"] < 1
+    assert truth == before
+    assert capsys.readouterr().out == ""
+
+
+def test_unknown_images_and_unequal_lengths_are_refused() -> None:
+    evaluation = CocoEvaluation(two_images(), "boxes")
+    with pytest.raises(InputError, match="image_id must be one of the ground truth's, got 7"):
+        evaluation.update(7, [0.5], boxes=[[0, 0, 1, 1]])
+    with pytest.raises(InputError, match="one row per person, got 1 and 2"):
+        evaluation.update(1, [0.5, 0.4], boxes=[[0, 0, 1, 1]])

@@ -1,0 +1,97 @@
+"""Batches depend on their number, the seed and the rank, and on nothing else."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyposeext.datasets import CocoKeypoints, LeedsSports, Sample
+from pyposeext.datasets.sample import stack_boxes
+from pyposeext.errors import InputError
+from pyposeext.skeletons import COCO17, LSP14
+from pyposeext.training.augment import Augmentation
+from pyposeext.training.data import BatchStream, batches
+from tests.training.generated import write_people
+
+
+def stream(dataset: CocoKeypoints, **changes: int) -> BatchStream:
+    arguments = {"batch_size": 2, "seed": 3, "rank": 0, **changes}
+    return BatchStream([dataset], [1.0], COCO17, canvases=[(64, 64), (96, 64)], settings=Augmentation(), **arguments)
+
+
+def test_a_batch_is_decided_by_its_number(tmp_path: Path) -> None:
+    dataset = write_people(tmp_path / "set")
+    first = list(islice(batches(stream(dataset), 0, workers=0), 5))
+    again = list(islice(batches(stream(dataset), 3, workers=1), 2))
+    for (images, targets), (other_images, other_targets) in zip(first[3:], again, strict=True):
+        assert torch.equal(images, other_images)
+        for target, other in zip(targets, other_targets, strict=True):
+            assert all(torch.equal(target[key], other[key]) for key in target)
+    assert not torch.equal(stream(dataset)[0][0], stream(dataset, seed=4)[0][0])
+    assert not torch.equal(stream(dataset)[0][0], stream(dataset, rank=1)[0][0])
+    sizes = {tuple(images.shape) for images, _ in islice(batches(stream(dataset), 0, workers=0), 12)}
+    assert sizes == {(2, 3, 64, 64), (2, 3, 96, 64)}
+
+
+def test_batches_are_what_a_model_takes(tmp_path: Path) -> None:
+    images, targets = stream(write_people(tmp_path / "set"))[0]
+    assert images.dtype == torch.float32
+    assert 0 <= float(images.min()) < float(images.max()) <= 1
+    for target in targets:
+        count = len(target["boxes"])
+        assert target["boxes"].shape == (count, 4)
+        assert target["keypoints"].shape == (count, 17, 3)
+        assert target["labels"].tolist() == [1] * count
+        assert target["ignore"].shape[1] == 4
+
+
+class OnePose:
+    """A data set of one LSP person in a large image."""
+
+    name, licence, skeleton = "one", "none", LSP14
+
+    def __len__(self) -> int:
+        return 1
+
+    def count_people(self, index: int) -> int:
+        return 1
+
+    def sample(self, index: int) -> Sample:
+        keypoints = np.zeros((1, 14, 3), np.float32)
+        keypoints[0, 11] = [800, 400, 2]  # left wrist
+        keypoints[0, 13] = [900, 300, 2]  # head top, which COCO has not
+        boxes = stack_boxes([[700, 300, 900, 500]])
+        image = np.zeros((500, 1000, 3), np.uint8)
+        return Sample(image, boxes, keypoints, stack_boxes([]), "one.jpg", 1, np.array([1e4], np.float32))
+
+
+def test_joints_are_mapped_by_name_and_large_images_shrunk() -> None:
+    numbers = BatchStream(
+        [OnePose()], [1], COCO17, batch_size=1, canvases=[(64, 64)], settings=Augmentation(), longest=500
+    )
+    loaded = numbers._load(0)
+    assert loaded.image.shape == (250, 500, 3)
+    assert loaded.boxes.tolist() == [[350, 150, 450, 250]]
+    assert loaded.keypoints[0, COCO17.names.index("left_wrist")].tolist() == [399.75, 199.75, 2]
+    assert (loaded.keypoints[0, :, 2] > 0).sum() == 1
+
+
+def test_weights_decide_how_often_a_set_is_drawn(tmp_path: Path) -> None:
+    one, other = write_people(tmp_path / "one"), write_people(tmp_path / "other")
+    arguments = {"batch_size": 1, "canvases": [(64, 64)], "settings": Augmentation()}
+    only = BatchStream([one, other], [1, 0], COCO17, **arguments)
+    for number in range(6):
+        only[number]
+    assert only._cache
+    assert all(only._owner[index] == 0 for index in only._cache if only._probability[index] > 0)
+    for wrong in ([1], [0, 0], [1, -1]):
+        with pytest.raises(InputError, match="weight"):
+            BatchStream([one, other], wrong, COCO17, **arguments)
+
+
+def test_lsp_is_a_data_set_like_the_others() -> None:
+    assert {"sample", "count_people", "__len__", "skeleton", "licence"} <= set(dir(LeedsSports))

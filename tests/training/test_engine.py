@@ -1,0 +1,159 @@
+"""The training loop on a model of two layers: resuming, schedule, averaging, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyposeext.errors import InputError
+from pyposeext.training.average import MovingAverage
+from pyposeext.training.data import Batch
+from pyposeext.training.engine import Progress, Settings, Trainer
+
+
+class Toy(nn.Module):
+    """Fits the mean colour of an image, with a random weight per call as detectors' samplers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        batch = torch.stack(images)
+        output = self.head(self.norm(self.trunk(batch)).relu().mean((2, 3)))
+        error = (output - torch.stack([target["colour"] for target in targets])) ** 2
+        return {"loss_colour": (error * torch.rand_like(error)).mean()}
+
+
+def data(first: int) -> Iterator[Batch]:
+    number = first
+    while True:
+        generator = torch.Generator().manual_seed(number)
+        images = torch.rand(4, 3, 8, 8, generator=generator)
+        yield images, [{"colour": image.mean((1, 2))} for image in images]
+        number += 1
+
+
+def trainer(directory: Path, **changes: object) -> Trainer:
+    torch.manual_seed(1)
+    arguments = {"steps": 12, "log_every": 1, "learning_rate": 0.01, **changes}
+    return Trainer(Toy(), Settings(**arguments), directory, trunk_prefix="trunk.")  # type: ignore[arg-type]
+
+
+def losses(directory: Path) -> list[float]:
+    return [json.loads(line)["losses"]["loss_colour"] for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole")
+    whole.fit(data(0))
+
+    broken = trainer(tmp_path / "broken")
+    source = data(0)
+
+    def five_batches() -> Iterator[Batch]:
+        for _ in range(5):
+            yield next(source)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(five_batches())
+    broken.save()
+    resumed = trainer(tmp_path / "broken")
+    assert resumed.step == 5
+    resumed.fit(data(resumed.step))
+
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 12
+    for name, value in whole.average.state_dict().items():
+        assert torch.equal(value, resumed.average.state_dict()[name]), name
+
+
+def test_training_lowers_the_loss_and_tells_its_progress(tmp_path: Path) -> None:
+    lines: list[Progress] = []
+    run = trainer(tmp_path, steps=150, log_every=10, learning_rate=0.02)
+    run.fit(data(0), lines.append)
+    assert [line.step for line in lines] == list(range(10, 151, 10))
+    assert lines[-1].fraction == 1
+    assert lines[-1].losses["total"] < 0.3 * lines[0].losses["total"]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_one_cycle_and_the_trunk_share(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=100, warmup=0.1, trunk_rate=0.25)
+    rates = []
+    for run.step in range(101):
+        rates.append(run.learning_rate())
+    assert rates[0] == pytest.approx(0.01 * 0.02)
+    assert rates[5] == pytest.approx(0.005)
+    assert max(rates) == rates[10] == pytest.approx(0.01)
+    assert rates[55] == pytest.approx(0.01 * 0.505)
+    assert rates[100] == pytest.approx(0.0001)
+    shares = {group["share"] for group in run.optimizer.param_groups}
+    assert shares == {0.25, 1.0}
+    assert {group["weight_decay"] for group in run.optimizer.param_groups} == {0.0, 0.02}
+
+
+def test_a_run_by_time_ends_and_frozen_parameters_stay(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = Toy()
+    model.trunk.requires_grad_(False)
+    before = model.trunk.weight.clone()
+    run = Trainer(model, Settings(minutes=0.01, learning_rate=0.01), tmp_path)
+    run.fit(data(0))
+    assert run.fraction == 1
+    assert run.step > 0
+    assert torch.equal(model.trunk.weight, before)
+
+
+def test_other_settings_do_not_resume(tmp_path: Path) -> None:
+    trainer(tmp_path).fit(data(0))
+    with pytest.raises(InputError, match=r"was trained with learning_rate 0\.01, asked for is 0\.5"):
+        trainer(tmp_path, learning_rate=0.5)
+    assert trainer(tmp_path, steps=20, log_every=3).step == 12
+
+
+def test_settings_are_checked() -> None:
+    for wrong in ({}, {"steps": 3, "minutes": 1.0}):
+        with pytest.raises(InputError, match="exactly one of steps and minutes"):
+            Settings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="learning_rate must be positive"):
+        Settings(steps=3, learning_rate=0)
+
+
+def test_float16_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="float16 needs a GPU"):
+        trainer(tmp_path, precision="float16")
+
+
+def test_bfloat16_trains(tmp_path: Path) -> None:
+    trainer(tmp_path, precision="bfloat16").fit(data(0))
+    assert len(losses(tmp_path)) == 12
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    def broken() -> Iterator[Batch]:
+        for images, targets in data(0):
+            yield images * float("nan"), targets
+
+    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+        trainer(tmp_path).fit(broken())
+
+
+def test_average() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    average = MovingAverage(model, decay=0.9)
+    nn.init.ones_(model.weight)
+    average.update(model, 1)
+    assert float(average.state_dict()["weight"]) == pytest.approx(1 - 2 / 11)
+    for step in range(2, 500):
+        average.update(model, step)
+    assert float(average.state_dict()["weight"]) == pytest.approx(1)

@@ -1,0 +1,82 @@
+"""`pyposeext train` from data files to a weight file, alone and under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pyposeext.cli.train import TrainArguments, main, train
+from pyposeext.errors import InputError
+from pyposeext.io.weights import read_manifest
+from pyposeext.models import create_model
+from tests.training.generated import write_people
+
+SMALL = '{"pyramid_channels": 16, "keypoint_channels": 16, "keypoint_blocks": 1, "frozen_blocks": 9}'
+
+
+def test_from_data_to_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_people(tmp_path / "set", count=2)
+    entry = f"{tmp_path}/set/people.json:{tmp_path}/set/images"
+    output = tmp_path / "run"
+    arguments = ["--data", f"{entry}:2", entry, "-o", str(output), "--val", entry, "--steps", "2", "--progress", "json"]
+    arguments += ["--batch-size", "2", "--canvas", "64", "--arguments", SMALL, "--workers", "0", "--device", "cpu"]
+    assert main([*arguments, "--licence", "test"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.err.splitlines()[-1])["step"] == 2
+    assert printed.out.startswith("people  box_AP")
+    assert set(json.loads((output / "validation.json").read_text())["people"]) == {
+        "box_AP",
+        "box_AP50",
+        "keypoint_AP",
+        "keypoint_AP50",
+    }
+    manifest = read_manifest(output / "weights.safetensors")
+    assert manifest["model"] == "keypoint_rcnn_efficientnet_lite0_fpn"
+    assert manifest["licence"] == "test"
+    model = create_model("keypoint_rcnn_efficientnet_lite0_fpn", output / "weights.safetensors")
+    assert {"boxes", "keypoints"} <= set(model([torch.rand(3, 64, 64)])[0])
+
+
+def test_under_torchrun(tmp_path: Path) -> None:
+    write_people(tmp_path / "set", count=2)
+    program = tmp_path / "program.py"
+    program.write_text("import sys\nfrom pyposeext.cli.train import main\nmain(sys.argv[1:])\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    command += ["--data", f"{tmp_path}/set/people.json:{tmp_path}/set/images", "--output", str(tmp_path / "run")]
+    command += ["--steps", "2", "--batch-size", "1", "--canvas", "64", "--arguments", SMALL, "--workers", "0"]
+    command += ["--device", "cpu", "--threads", "1", "--progress", "json"]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    # One log for both processes, and one weight file.
+    assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 1
+    assert (tmp_path / "run/weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": ("people.json",)}, r"data must be ANNOTATIONS\.json:IMAGES"),
+        ({"data": ("people.json:images:much",)}, "must be a number, got 'much'"),
+        ({"steps": None}, "exactly one of steps and minutes"),
+        ({"device": "tpu"}, "device must be auto, cpu or cuda"),
+        ({"arguments": "[1]"}, "arguments must be a JSON object"),
+        ({"canvas": (100,)}, "canvas must be multiples of 32"),
+        ({"backbone_weights": Path("none.pth")}, r"checkpoint none\.pth does not exist"),
+    ],
+)
+def test_wrong_input(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_people(tmp_path / "set", count=1)
+    entry = f"{tmp_path}/set/people.json:{tmp_path}/set/images"
+    arguments = {"data": (entry,), "output": tmp_path / "run", "steps": 1, **changes}
+    with pytest.raises(InputError, match=message):
+        train(TrainArguments(**arguments))
+    assert not (tmp_path / "run").exists()
