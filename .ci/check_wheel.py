@@ -21,4 +21,7 @@ assert ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 2]
 poses = pyposeext.load("default", device="cpu").image(torch.zeros(240, 320, 3, dtype=torch.uint8).numpy())
 assert poses.keypoints.shape[1:] == (17, 3)
 assert "default" in subprocess.run(["fresh/bin/pyposeext", "models"], capture_output=True, text=True, check=True).stdout
-print(f"pyposeext {pyposeext.__version__} imports in {seconds * 1e3:.0f} ms under torch {torch.__version__}, python {sys.version.split()[0]}")
+python = sys.version.split()[0]
+print(
+    f"pyposeext {pyposeext.__version__} imports in {seconds * 1e3:.0f} ms, torch {torch.__version__}, python {python}"
+)

@@ -32,7 +32,17 @@ _HOMES = {
     "convert_state_dict": "pyposeext.models",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [  # noqa: F822  (defined by __getattr__)
+    "Estimator",
+    "InputError",
+    "Poses",
+    "Skeleton",
+    "__version__",
+    "convert_state_dict",
+    "create_model",
+    "list_models",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,13 +6,9 @@ from pyposeext.errors import InputError
 from pyposeext.structures import Skeleton
 
 _BODY = tuple(
-    f"{side}_{part}"
-    for part in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-    for side in ("left", "right")
+    f"{side}_{part}" for part in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle") for side in ("left", "right")
 )
-_COCO_SIGMAS = tuple(
-    value / 1000 for value in (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89)
-)
+_COCO_SIGMAS = tuple(value / 1000 for value in (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89))
 _PAIRS_FROM_5 = tuple((joint, joint + 1) for joint in range(5, 17, 2))
 _LIMBS = ((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10))
 
@@ -24,7 +20,7 @@ COCO17 = Skeleton(
     sigmas=_COCO_SIGMAS,
 )
 
-# PoseTrack 2018 lists 17 joints; its ears are never annotated but stand in the vector (datasets specification, section 3).
+# PoseTrack 2018 lists 17 joints; its ears are never annotated but stand in the vector.
 POSETRACK18 = Skeleton(
     name="posetrack18",
     names=("nose", "head_bottom", "head_top", "left_ear", "right_ear", *_BODY),

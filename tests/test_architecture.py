@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "pipelines": SIDE | STANDING_ASIDE | {"ops", "layers", "models", "trackers"},
     "training": SIDE | STANDING_ASIDE | {"ops", "layers", "models", "pipelines", "trackers"},
     "cli": SIDE | STANDING_ASIDE | {"ops", "layers", "models", "pipelines", "trackers", "training"},
-    **{name: SIDE | STANDING_ASIDE for name in STANDING_ASIDE},
+    **dict.fromkeys(STANDING_ASIDE, SIDE | STANDING_ASIDE),
 }
 
 
