@@ -32,7 +32,7 @@ _HOMES = {
     "convert_state_dict": "pyposeext.models",
 }
 
-__all__ = [  # noqa: F822  (defined by __getattr__)
+__all__ = [
     "Estimator",
     "InputError",
     "Poses",

@@ -1,4 +1,4 @@
-"""COCO keypoint files (datasets specification, section 1): one object with images, annotations and categories."""
+"""COCO keypoint files: one object with images, annotations and categories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PoseTrack 2018 files (datasets specification, section 3): COCO-like, with head top and bottom and track ids."""
+"""PoseTrack 2018 files: COCO-like, with head top and bottom and track ids."""
 
 from __future__ import annotations
 

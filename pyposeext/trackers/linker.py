@@ -65,7 +65,7 @@ class LinkerSettings:
 
 PRESETS = {
     "default": LinkerSettings(),
-    # The released configuration (detect_and_track specification, section 8): neither gate nor memory nor motion.
+    # Detect-and-Track as it was released: neither gate nor memory nor motion.
     "detect_and_track": LinkerSettings(
         box_weight=1.0,
         oks_weight=0.0,

@@ -13,7 +13,7 @@ import pytest
 from pyposeext.errors import InputError
 from pyposeext.metrics import CocoEvaluation
 
-# The specification's table; round-off in the last place differs between implementations of the same definition.
+# What pycocotools gives; round-off in the last place differs between implementations of the same definition.
 BOXES = [0.5045806987, 0.6969727247, 0.5729816670, 0.5856257209, 0.5193996948, 0.5013978986, 0.3868127796, 0.5936795763]
 BOXES += [0.5953529829, 0.6398109626, 0.5664205979, 0.5642905983]
 ONE_IMAGE = [0.5048844884, 0.7227722772, 0.6336633663, 0.4663366337, 0.7504950495, 0.5181818182, 0.7272727273]

@@ -1,4 +1,4 @@
-"""OKS against the value of the specification (pycocotools)."""
+"""OKS against a value that pycocotools gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PCK against the values of the specification and of mmpose's published test."""
+"""PCK against computed by hand and values of mmpose's published test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids over time: the vectors of the specification, and what the options are for."""
+"""Ids over time: published behaviour, and what the options are for."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_the_state_does_not_grow():
     assert len(state.ids) == linker.settings.max_gap + 1
 
 
-def test_the_published_preset_is_the_specification():
+def test_the_published_preset_links_as_published():
     assert (PUBLISHED.minimum_score, PUBLISHED.minimum_area) == (0.95, 50)
     assert (PUBLISHED.box_weight, PUBLISHED.oks_weight, PUBLISHED.pck_weight) == (1, 0, 0)
     assert (PUBLISHED.maximum_cost, PUBLISHED.max_gap, PUBLISHED.id_limit) == (None, 0, 999)
