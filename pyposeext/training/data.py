@@ -45,7 +45,8 @@ class BatchStream(Dataset[Batch]):
             datasets: where the images come from; their joints are mapped to `skeleton` by name.
             weights: how often an image of each set is drawn, relative to the others.
             skeleton: the model's joints.
-            batch_size: images per batch.
+            batch_size: images per batch on the first canvas; smaller canvases take more and larger ones fewer, so that
+                a batch is always about the same work.
             canvases: sizes (height, width), multiples of 32; each batch takes one of them.
             settings: the augmentation.
             seed, rank: decide the draws.
@@ -76,7 +77,9 @@ class BatchStream(Dataset[Batch]):
         """Images float32 [B, 3, H, W] in 0..1 and a target for each: boxes, labels, keypoints and ignore."""
         generator = np.random.default_rng([*self._seed, number])
         size = self._canvases[int(generator.integers(len(self._canvases)))]
-        samples = [self._draw(size, generator) for _ in range(self._batch_size)]
+        height, width = self._canvases[0]
+        count = max(round(self._batch_size * height * width / (size[0] * size[1])), 1)
+        samples = [self._draw(size, generator) for _ in range(count)]
         images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
         return images.float().div_(255), [_target(sample) for sample in samples]
 
@@ -86,8 +89,8 @@ class BatchStream(Dataset[Batch]):
         if len(self._empty) and generator.random() < settings.backdrop:
             backdrop = self._load(int(generator.choice(self._empty))).image
         tiles = 1
-        if generator.random() < settings.mosaic:
-            tiles = 9 if generator.random() < 0.2 else 4
+        if min(size) >= settings.mosaic_from and generator.random() < settings.mosaic:
+            tiles = 9 if generator.random() < 1 / 8 else 4
         chosen = [self._load(int(number)) for number in generator.choice(len(self._owner), tiles, p=self._probability)]
         if tiles == 1:
             view = random_view(chosen[0], size, self._skeleton, settings, generator, backdrop=backdrop)

@@ -6,6 +6,7 @@ import ctypes
 import json
 import math
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -254,6 +255,20 @@ def _groups(model: nn.Module, settings: Settings, trunk_prefix: str) -> list[dic
         }
         for (trunk, decays), parameters in groups.items()
     ]
+
+
+def read_average(path: str | Path) -> dict[str, Tensor]:
+    """The averaged weights in the checkpoint of a run.
+
+    Raises:
+        InputError: no such file, or not the checkpoint of a run.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        average: dict[str, Tensor] = state["average"]
+    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is not the checkpoint.pt of a training run: {error}") from error
+    return average
 
 
 def start_distributed() -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyposeext.errors import InputError
 from pyposeext.training.average import MovingAverage
 from pyposeext.training.data import Batch
-from pyposeext.training.engine import Progress, Settings, Trainer
+from pyposeext.training.engine import Progress, Settings, Trainer, read_average
 
 
 class Toy(nn.Module):
@@ -72,8 +72,10 @@ def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(tmp_path: Path) -> No
 
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 12
+    stored = read_average(tmp_path / "broken/checkpoint.pt")
     for name, value in whole.average.state_dict().items():
         assert torch.equal(value, resumed.average.state_dict()[name]), name
+        assert torch.equal(value, stored[name]), name
 
 
 def test_training_lowers_the_loss_and_tells_its_progress(tmp_path: Path) -> None:

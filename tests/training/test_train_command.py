@@ -71,6 +71,7 @@ def test_under_torchrun(tmp_path: Path) -> None:
         ({"arguments": "[1]"}, "arguments must be a JSON object"),
         ({"canvas": (100,)}, "canvas must be multiples of 32"),
         ({"backbone_weights": Path("none.pth")}, r"checkpoint none\.pth does not exist"),
+        ({"backbone_weights": Path("none.pt")}, r"none\.pt is not the checkpoint\.pt of a training run"),
     ],
 )
 def test_wrong_input(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import importlib
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyposeext import _C, ops
+from pyposeext.errors import InputError
+from tests.ops.harness import DEVICES, DTYPES, LAYOUTS, OpCase, contract_tests, with_layout
+
+module = importlib.import_module("pyposeext.ops.heatmap_argmax")
+nan, inf = float("nan"), float("inf")
+
+
+def gaussians(
+    batch: int, joints: int, height: int, width: int, noise: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps with one peak of sigma 2 each, float64, and where it is."""
+    centres = torch.rand(batch, joints, 2, dtype=torch.float64) * torch.tensor([width - 1, height - 1])
+    x = torch.arange(width) - centres[..., :1]
+    y = torch.arange(height) - centres[..., 1:]
+    maps = torch.exp(-(x[..., None, :] ** 2 + y[..., :, None] ** 2) / 8)
+    return maps + noise * (torch.rand(maps.shape, dtype=torch.float64) - 0.5), centres
+
+
+def make_coarse(refine: str, seed: int, size: str) -> tuple[object, ...]:
+    """Few different values, exact in every dtype, so that ties are many."""
+    torch.manual_seed(seed)
+    shape = (2, 3, 5, 4) if size == "small" else (2, 19, 33, 29)
+    return torch.randint(-8, 8, shape).double() / 8, refine
+
+
+def make_peaks(refine: str, seed: int, size: str) -> tuple[object, ...]:
+    torch.manual_seed(seed)
+    maps, _ = gaussians(*((2, 2, 12, 9) if size == "small" else (2, 19, 33, 29)), noise=[0.05, 0.4][seed % 2])
+    return maps, refine
+
+
+def raw(heatmaps: torch.Tensor, refine: str) -> tuple[object, ...]:
+    return heatmaps, refine, 11, "hrnet", "keep"
+
+
+def call(refine: str = "none", **options: object) -> object:
+    return ops.heatmap_argmax(torch.zeros(1, 1, 4, 4), refine, **options)
+
+
+def decode_nothing(shape: tuple[int, ...], refine: str, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return ops.heatmap_argmax(torch.zeros(shape, device=device), refine)
+
+
+shared = {
+    "name": "heatmap_argmax",
+    "function": ops.heatmap_argmax,
+    "reference": module.reference,
+    "raw": raw,
+    "differentiable": (),
+    "keeps_layout": False,
+    "empty": [
+        (partial(decode_nothing, shape, refine), [[*shape[:2], 2], [*shape[:2]]])
+        for shape in ((0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0))
+        for refine in ("none", "quarter", "dark", "dark_udp", "soft")
+    ],
+    "errors": [
+        (
+            lambda: ops.heatmap_argmax(torch.zeros(3, 4, 5)),
+            r"heatmaps must be \[B, K, H, W\], got shape \[3, 4, 5\]",
+        ),
+        (lambda: ops.heatmap_argmax(torch.zeros(1, 1, 4, 5).int()), "heatmaps must be float32, float64"),
+        (lambda: call("mean"), "refine must be one of none, quarter, dark, dark_udp, got mean"),
+        (lambda: call(blur_kernel=10), "blur_kernel must be odd, from 1 to 31, got 10"),
+        (lambda: call(blur_kernel=33), "blur_kernel must be odd, from 1 to 31, got 33"),
+        (lambda: call(quarter_guard="none"), "quarter_guard must be one of hrnet, mmpose, got none"),
+        (lambda: call(nonpositive="drop"), "nonpositive must be one of keep, zero, minus_one, got drop"),
+        (lambda: call("soft", temperature=0.0), "temperature must be a positive number, got 0"),
+        (lambda: call("soft", temperature=nan), "temperature must be a positive number, got nan"),
+    ],
+}
+TestNone = contract_tests(OpCase(make=partial(make_coarse, "none"), exact=True, **shared))
+TestQuarter = contract_tests(OpCase(make=partial(make_coarse, "quarter"), exact=True, **shared))
+# Relative to coordinates of up to 33 pixels: 1e-4 pixels.
+within = dict.fromkeys(DTYPES, 3e-6) | {torch.float64: 1e-11}
+TestDark = contract_tests(OpCase(make=partial(make_peaks, "dark"), tolerance=within, **shared))
+TestDarkUdp = contract_tests(OpCase(make=partial(make_peaks, "dark_udp"), tolerance=within, **shared))
+
+
+def make_soft(seed: int, size: str) -> tuple[object, ...]:
+    torch.manual_seed(seed)
+    shape = (2, 2, 3, 4) if size == "small" else (2, 19, 33, 29)
+    return torch.randn(shape, dtype=torch.float64) * 3, [1.0, 2.5][seed % 2]
+
+
+def soft(heatmaps: torch.Tensor, temperature: float) -> torch.Tensor:
+    return ops.heatmap_argmax(heatmaps, "soft", temperature=temperature)[0]
+
+
+class TestSoft(
+    contract_tests(
+        OpCase(
+            name="heatmap_soft_argmax",
+            function=soft,
+            reference=lambda maps, temperature: module.reference(maps, "soft", temperature=temperature)[0],
+            make=make_soft,
+            raw=lambda *arguments: arguments,
+            double_backward=False,
+            keeps_layout=False,
+        )
+    )
+):
+    def test_registration(self, device: str) -> None:
+        maps = make_soft(0, "small")[0].float().to(device)
+        expected = ops.heatmap_argmax(maps, "soft", temperature=2.0)
+        torch.library.opcheck(torch.ops.pyposeext.heatmap_soft_argmax.default, (maps.requires_grad_(True), 2.0))
+        for have, want in zip(_C.heatmap_soft_argmax(maps.detach(), 2.0), expected, strict=False):
+            assert torch.equal(have, want)
+        compiled = torch.compile(soft, fullgraph=True, backend="aot_eager")
+        gradients = [torch.autograd.grad(function(maps, 2.0).square().sum(), maps)[0] for function in (compiled, soft)]
+        torch._dynamo.reset()
+        assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_soft_gradients_keep_the_layout_and_stop_at_the_second(device: str) -> None:
+    maps = make_soft(0, "medium")[0].float().to(device).contiguous(memory_format=torch.channels_last)
+    maps.requires_grad_(True)
+    coordinates, scores = ops.heatmap_argmax(maps, "soft")
+    assert coordinates.requires_grad
+    assert not scores.requires_grad
+    (gradient,) = torch.autograd.grad(coordinates.square().sum(), maps, create_graph=True)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="refine='soft' cannot be differentiated again"):
+        gradient.square().sum().backward()
+
+
+def opencv_dark(maps: np.ndarray, size: int, udp: bool) -> np.ndarray:
+    """The published computation on whole maps [K, H, W] with OpenCV's blur: coordinates [K, 2]."""
+    joints, height, width = maps.shape
+    result = np.zeros((joints, 2), maps.dtype)
+    for k, heatmap in enumerate(maps):
+        y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
+        result[k] = x, y
+        blurred = cv2.GaussianBlur(np.pad(heatmap, size // 2), (size, size), 0)
+        if size > 1:
+            blurred = blurred[size // 2 : -(size // 2), size // 2 : -(size // 2)]
+        blurred = blurred * (heatmap.max() / (blurred.max() + 1e-12))
+        log = np.log(np.clip(blurred, 1e-3, 50) if udp else np.maximum(blurred, 1e-10))
+        if udp:
+            w = np.pad(log, 1, mode="edge")[y : y + 3, x : x + 3]
+            gradient = np.array([w[1, 2] - w[1, 0], w[2, 1] - w[0, 1]]) / 2
+            xx, yy = w[1, 2] - 2 * w[1, 1] + w[1, 0], w[2, 1] - 2 * w[1, 1] + w[0, 1]
+            xy = (w[2, 2] - w[1, 2] - w[2, 1] + 2 * w[1, 1] - w[1, 0] - w[0, 1] + w[0, 0]) / 2
+            hessian = np.array([[xx, xy], [xy, yy]]) + np.finfo(np.float32).eps * np.eye(2)
+        elif 1 < x < width - 2 and 1 < y < height - 2:
+            w = log[y - 2 : y + 3, x - 2 : x + 3]
+            gradient = np.array([w[2, 3] - w[2, 1], w[3, 2] - w[1, 2]]) / 2
+            xx, yy = (w[2, 4] - 2 * w[2, 2] + w[2, 0]) / 4, (w[4, 2] - 2 * w[2, 2] + w[0, 2]) / 4
+            xy = (w[3, 3] - w[1, 3] - w[3, 1] + w[1, 1]) / 4
+            hessian = np.array([[xx, xy], [xy, yy]])
+        else:
+            continue
+        if np.linalg.det(hessian) != 0:
+            result[k] -= np.linalg.solve(hessian, gradient)
+    return result
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [1, 3, 5, 7, 9, 11, 17, 31])
+@pytest.mark.parametrize("refine", ["dark", "dark_udp"])
+@pytest.mark.parametrize("shift", [0.0, -0.05], ids=["positive", "clamped"])
+def test_dark_equals_the_published_computation(device: str, refine: str, size: int, shift: float) -> None:
+    """Locally where no value is clamped; by the factor of the whole map where some are ("clamped": negative tails)."""
+    maps, _ = gaussians(1, 40, 40, 32, noise=0.02)
+    maps = maps + shift + 0.03
+    want = opencv_dark(maps[0].numpy(), size, refine == "dark_udp")
+    have, _ = ops.heatmap_argmax(maps.to(device), refine, blur_kernel=size)
+    # Without a blur the noise below the floor makes some fits all but singular.
+    torch.testing.assert_close(have[0].cpu(), torch.from_numpy(want), rtol=1e-6, atol=1e-8)
+    if size >= 9:
+        have, _ = ops.heatmap_argmax(maps.float().to(device), refine, blur_kernel=size)
+        exact = opencv_dark(maps.float().double()[0].numpy(), size, refine == "dark_udp")
+        assert float((have[0].cpu() - torch.from_numpy(exact)).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_udp_ceiling_at_fifty(device: str) -> None:
+    maps, _ = gaussians(1, 20, 24, 24)
+    maps = maps * 255
+    want = opencv_dark(maps[0].numpy(), 11, True)
+    have, _ = ops.heatmap_argmax(maps.to(device), "dark_udp")
+    torch.testing.assert_close(have[0].cpu(), torch.from_numpy(want), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("refine", ["dark", "dark_udp"])
+def test_dark_finds_the_centre_of_a_gaussian(refine: str) -> None:
+    maps, centres = gaussians(1, 50, 40, 40)
+    inner = ((centres > 6) & (centres < 33)).all(dim=2)
+    have, scores = ops.heatmap_argmax(maps.float(), refine)
+    assert float((have - centres)[inner].abs().max()) < 0.02
+    assert torch.equal(scores, maps.float().amax(dim=(2, 3)))
+
+
+def test_the_local_window_and_the_whole_map_agree() -> None:
+    """A far corner that is NaN changes nothing: it is not read, or left out of the whole map's maximum."""
+    maps, _ = gaussians(2, 10, 48, 48)
+    for offset in (0.01, -0.01):
+        centred = torch.roll(maps, (0, 0), (2, 3)) + offset
+        want, _ = ops.heatmap_argmax(centred, "dark")
+        far = want.round()[..., 0].lt(24)
+        marked = centred.clone()
+        marked[..., 47, 47] = torch.where(far, nan, marked[..., 47, 47])
+        marked[..., 47, 0] = torch.where(far, marked[..., 47, 0], nan)
+        near_corner = (want[..., 1] > 38) & ((want[..., 0] < 9) | (want[..., 0] > 38))
+        have, _ = ops.heatmap_argmax(marked, "dark")
+        assert torch.equal(have[~near_corner], want[~near_corner])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("refine", ["dark", "dark_udp"])
+@pytest.mark.parametrize("broken", [nan, -inf])
+def test_a_broken_window_is_not_refined(device: str, refine: str, broken: float) -> None:
+    maps, _ = gaussians(1, 1, 21, 21)
+    maps[0, 0] = maps[0, 0] * 0 + torch.exp(-((torch.arange(21) - 10.2) ** 2)[:, None] / 8)
+    maps[0, 0, :, 10] += 0.5
+    maps[0, 0, 12, 13] = broken
+    coordinates, scores = ops.heatmap_argmax(maps.to(device), refine)
+    assert coordinates.tolist() == [[[10.0, 10.0]]]
+    assert float(scores) == float(maps[0, 0, 10, 10])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("refine", ["none", "quarter", "dark", "dark_udp", "soft"])
+def test_maps_without_a_maximum(device: str, layout: str, refine: str) -> None:
+    """All NaN, all minus infinity, one number among NaN, plus infinity, all equal: each has a defined result."""
+    maps = torch.full((1, 18, 3, 4), nan)
+    maps[0, 1] = -inf
+    maps[0, 2, 1, 2] = -3.0
+    maps[0, 3], maps[0, 3, 2, 1], maps[0, 3, 2, 3] = 1.0, inf, inf
+    maps[0, 4] = -inf
+    maps[0, 4, 0, 3] = 5.0
+    coordinates, scores = ops.heatmap_argmax(with_layout(maps, layout).to(device), refine)
+    want = torch.full((1, 18, 2), -1.0)
+    want[0, 2], want[0, 3], want[0, 4] = torch.tensor([[2.0, 1], [1, 2], [3, 0]])
+    assert torch.equal(coordinates.cpu(), want)
+    assert scores[0, :5].tolist() == [-inf, -inf, -3.0, inf, 5.0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_weight_where_soft_has_no_meaning(device: str) -> None:
+    maps = torch.tensor([[[[nan, nan]], [[inf, 3.0]], [[nan, 2.0]], [[-inf, 2.0]]]], device=device, requires_grad=True)
+    coordinates, _ = ops.heatmap_argmax(maps, "soft")
+    assert coordinates.tolist() == [[[-1, -1], [0, 0], [1, 0], [1, 0]]]
+    coordinates.sum().backward()
+    assert (maps.grad == 0).all()
+
+
+def test_soft_of_large_logits_and_of_flat_maps() -> None:
+    maps = torch.zeros(1, 2, 5, 9)
+    maps[0, 0, 3, 7] = 1e4
+    coordinates, _ = ops.heatmap_argmax(maps, "soft")
+    assert coordinates.tolist() == [[[7, 3], [4, 2]]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nonpositive_maxima(device: str) -> None:
+    maps = torch.full((1, 2, 6, 6), -1.0)
+    maps[0, 0, 3, 2], maps[0, 1, 3, 2] = 0.0, 0.5
+    maps[0, :, 3, 3] = -0.5
+    for rule, place in (("keep", [2.25, 3.0]), ("zero", [0.0, 0.0]), ("minus_one", [-1.0, -1.0])):
+        coordinates, scores = ops.heatmap_argmax(maps.to(device), "quarter", nonpositive=rule)
+        assert coordinates[0].tolist() == [place, [2.25, 3.0]]
+        assert scores[0].tolist() == [0.0, 0.5]
+    with pytest.raises(InputError, match="nonpositive must be keep with refine='soft', got zero"):
+        ops.heatmap_argmax(maps, "soft", nonpositive="zero")
+
+
+@pytest.mark.parametrize("guard", ["hrnet", "mmpose"])
+def test_quarter_guards_at_every_pixel(guard: str) -> None:
+    """The published loops, for a maximum at each pixel of a map that rises to the right and down."""
+    height, width = 6, 5
+    base = torch.arange(height)[:, None] * 0.01 + torch.arange(width) * 0.001
+    for y in range(height):
+        for x in range(width):
+            heatmap = base.clone()
+            heatmap[y, x] = 9.0
+            dx = dy = 0.0
+            if guard == "hrnet" and 1 < x < width - 1 and 1 < y < height - 1:
+                dx = dy = 0.25
+            if guard == "mmpose":
+                dx = 0.25 if 1 < x < width - 1 and 0 < y < height else 0.0
+                dy = 0.25 if 1 < y < height - 1 and 0 < x < width else 0.0
+            coordinates, _ = ops.heatmap_argmax(heatmap[None, None], "quarter", quarter_guard=guard)
+            assert coordinates[0, 0].tolist() == [x + dx, y + dy]
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """Images 2^31 elements apart; only the pages that are read exist."""
+    storage = torch.empty(2**31 + 64, dtype=torch.float16)
+    maps = storage.as_strided((2, 1, 4, 5), (2**31, 20, 5, 1))
+    maps.zero_()
+    maps[1, 0, 2, 3] = 1.0
+    assert ops.heatmap_argmax(maps)[0].tolist() == [[[0, 0]], [[3, 2]]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 2), st.sampled_from([1, 3, 17]), st.integers(1, 40), st.integers(1, 40)),
+    st.sampled_from(LAYOUTS),
+    st.floats(0, 0.5),
+    st.integers(0, 2**31),
+)
+def test_the_first_maximum_wins(shape: tuple[int, ...], layout: str, share: float, seed: int) -> None:
+    """Equal to NumPy's argmax with NaN as minus infinity, in every layout, with many ties; refinements stay near."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randint(0, 6, shape, generator=generator).float()
+    maps[torch.rand(shape, generator=generator) < share] = nan
+    filled = np.nan_to_num(maps.flatten(2).numpy(), nan=-np.inf)
+    given_maps = with_layout(maps, layout)
+    coordinates, scores = ops.heatmap_argmax(given_maps)
+    found = filled.max(axis=2) > -np.inf
+    index = filled.argmax(axis=2)
+    want = np.stack([index % shape[3], index // shape[3]], axis=2)
+    assert (coordinates.numpy()[found] == want[found]).all()
+    assert (scores.numpy() == filled.max(axis=2)).all()
+    quarter, _ = ops.heatmap_argmax(given_maps, "quarter")
+    assert float((quarter - coordinates).abs().max()) in (0.0, 0.25)
+    for refine in ("dark", "dark_udp"):
+        assert torch.isfinite(ops.heatmap_argmax(given_maps, refine)[0]).all()
+    soft_place, _ = ops.heatmap_argmax(given_maps, "soft")
+    limit = torch.tensor([shape[3] - 1.0, shape[2] - 1.0]) + 1e-4
+    inside = (soft_place >= -1e-4) & (soft_place <= limit)
+    assert inside[torch.from_numpy(found)].all()
