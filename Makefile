@@ -16,22 +16,23 @@ BENCHMARKS = $(basename $(notdir $(wildcard benchmarks/ops/bench_*.py)))
 # torch comes first and pinned: a plain install would take the newest one, and with it gigabytes of CUDA libraries.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --disable-pip-version-check "pip>=23.1"
 	$(PIP) install -q --disable-pip-version-check $(TORCH)
 	$(PIP) install -q --disable-pip-version-check $(BUILD_TOOLS)
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*)
 	$(PIP) install -q --disable-pip-version-check --no-build-isolation -C cmake.define.PYPOSEEXT_CUDA=$(CUDA) -e ".[test,lint]"
 	touch $@
 
-# After a change of C++ or CUDA code. Python code needs nothing: the install is editable.
+# After a change of C++ or CUDA code, or with a new Python file. Changed Python code needs nothing: the install is editable.
 rebuild: $(VENV)/.torch
 	$(PIP) install -q --disable-pip-version-check --no-build-isolation --no-deps -C cmake.define.PYPOSEEXT_CUDA=$(CUDA) -e .
 
 # The clip is part of a package (BSD-3); nothing but its wheel is fetched.
 $(CLIP): $(VENV)/.torch
 	mkdir -p $(OUT)/clip
-	$(PIP) download -q --disable-pip-version-check --no-deps -d $(OUT)/clip sports2d==0.8.34
+	$(PIP) download -q --disable-pip-version-check --no-deps --ignore-requires-python -d $(OUT)/clip sports2d==0.8.34
 	$(VENV)/bin/python -c "import glob, zipfile; zipfile.ZipFile(glob.glob('$(OUT)/clip/*.whl')[0]).extract('Sports2D/Demo/demo.mp4', '$(OUT)/clip')"
 
 demo: $(VENV)/.installed $(CLIP)

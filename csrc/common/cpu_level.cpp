@@ -4,6 +4,8 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "common/check.h"
+
 namespace pyposeext {
 namespace {
 
@@ -24,8 +26,8 @@ CpuLevel chosen_level() {
   const char* wanted = std::getenv("PYPOSEEXT_CPU_LEVEL");
   if (wanted == nullptr) return best;
   for (CpuLevel level : {CpuLevel::baseline, CpuLevel::avx2, CpuLevel::avx512})
-    if (std::strcmp(wanted, cpu_level_name(level)) == 0 && level < best) return level;
-  return best;
+    if (std::strcmp(wanted, cpu_level_name(level)) == 0 && level <= best) return level;
+  fail("PYPOSEEXT_CPU_LEVEL must be baseline, avx2 or avx512 and at most ", cpu_level_name(best), " on this processor, got ", wanted);
 }
 
 }  // namespace

@@ -5,7 +5,8 @@ namespace pyposeext {
 
 enum class CpuLevel { baseline, avx2, avx512 };
 
-// The best level this processor has, or a lower one that the environment variable PYPOSEEXT_CPU_LEVEL names. Read once.
+// The best level this processor has, or the one that the environment variable PYPOSEEXT_CPU_LEVEL names, which must not be
+// higher. Read once.
 CpuLevel cpu_level();
 const char* cpu_level_name(CpuLevel level);
 

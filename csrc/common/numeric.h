@@ -18,6 +18,13 @@ enum class DType : int32_t { float32, float64, float16, bfloat16 };
 
 inline namespace PYPOSEEXT_LEVEL {
 
+// Unqualified calls would find C's double functions on the host: twice as slow, and not what a GPU computes.
+using std::ceil;
+using std::floor;
+using std::fma;
+using std::log2;
+using std::sqrt;
+
 struct Half {
   uint16_t bits;
 };

@@ -37,6 +37,9 @@ struct RoiAlignArguments {
 
 inline namespace PYPOSEEXT_LEVEL {
 
+PYPOSEEXT_HOST_DEVICE float largest_grid(float) { return 4194304.0f; }              // 2^22
+PYPOSEEXT_HOST_DEVICE double largest_grid(double) { return 1125899906842624.0; }     // 2^50
+
 template <typename A> struct RoiAxis {
   A start, bin, grid;  // bin p covers [start + p * bin, start + (p + 1) * bin) and holds `grid` samples, a whole number
 };
@@ -65,7 +68,9 @@ PYPOSEEXT_HOST_DEVICE RoiAxis<A> roi_axis(A from, A to, A scale, int64_t bins, i
   if (!aligned && length < A(1)) length = A(1);
   if (!is_finite(start) || !is_finite(length)) return {A(0), A(0), A(0)};  // no samples: the output is 0
   const A grid = sampling_ratio > 0 ? A(sampling_ratio) : ceil(length / A(bins));
-  return {start, length / A(bins), grid > A(0) ? grid : A(0)};
+  // Of so many samples a bin, hardly any can lie on a map: their mean is 0, and beyond it A cannot count by ones.
+  if (!(grid > A(0)) || grid > largest_grid(A(0))) return {start, length / A(bins), A(0)};
+  return {start, length / A(bins), grid};
 }
 
 // Position of sample i of bin p.

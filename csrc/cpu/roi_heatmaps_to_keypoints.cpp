@@ -85,7 +85,7 @@ void run(const RoiHeatmapsArguments& a) {
       const A width = box[2] - box[0] > A(1) ? box[2] - box[0] : A(1), height = box[3] - box[1] > A(1) ? box[3] - box[1] : A(1);
       const int64_t columns = target_size(box[2] - box[0]), rows = target_size(box[3] - box[1]);
       A *keypoint = static_cast<A*>(a.keypoints) + 2 * n * a.joints, *score = static_cast<A*>(a.scores) + n * a.joints;
-      const bool decodes = columns > 0 && rows > 0 && is_finite(box[0]) && is_finite(box[1]);
+      const bool decodes = columns > 0 && rows > 0 && is_finite_box(box);
       if (decodes) search.set_box(rows, columns);
       for (int64_t k = 0; k < a.joints; ++k, keypoint += 2, ++score) {
         if (!decodes) {

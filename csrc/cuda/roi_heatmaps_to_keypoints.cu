@@ -26,7 +26,7 @@ __global__ void search_kernel(const RoiHeatmapsArguments a) {
     const A* box = static_cast<const A*>(a.boxes) + 4 * n;
     const A width = box[2] - box[0] > A(1) ? box[2] - box[0] : A(1), height = box[3] - box[1] > A(1) ? box[3] - box[1] : A(1);
     const int64_t columns = target_size(box[2] - box[0]), rows = target_size(box[3] - box[1]);
-    const bool decodes = columns > 0 && rows > 0 && is_finite(box[0]) && is_finite(box[1]);
+    const bool decodes = columns > 0 && rows > 0 && is_finite_box(box);
     const T* heatmap = static_cast<const T*>(a.heatmaps) + n * a.stride[0] + k * a.stride[1];
     A value = -A(INFINITY);
     int64_t index = 0;

@@ -4,7 +4,7 @@
 
 namespace pyposeext {
 
-constexpr double kLargestBoxSide = 1 << 20;  // pixels; a box beyond it, or not finite, decodes to zeros
+constexpr double kLargestBoxSide = 1 << 14;  // pixels; a box beyond it, or not finite, decodes to zeros
 
 struct RoiHeatmapsArguments {
   DType dtype;
@@ -23,6 +23,11 @@ template <typename A>
 PYPOSEEXT_HOST_DEVICE int64_t target_size(A side) {
   if (!(side <= A(kLargestBoxSide))) return 0;
   return side > A(1) ? int64_t(ceil(side)) : 1;
+}
+
+template <typename A>
+PYPOSEEXT_HOST_DEVICE bool is_finite_box(const A* box) {
+  return is_finite(box[0]) && is_finite(box[1]) && is_finite(box[2]) && is_finite(box[3]);
 }
 
 }  // inline namespace PYPOSEEXT_LEVEL

@@ -55,11 +55,10 @@ def system_facts() -> dict[str, Any]:
 
 
 def _build_facts(info: dict[str, Any]) -> dict[str, Any]:
-    """How the kernels were built, with plain words where there is no CUDA."""
+    """How the kernels were built; what `system_facts` says itself is left out."""
     facts = {key.replace("_", " "): value for key, value in info.items() if key != "version"}
-    if facts.get("cuda toolkit") is None:
-        facts.pop("cuda architectures", None)
-        facts["cuda toolkit"] = "built without CUDA"
+    if facts["cuda toolkit"] == facts["cuda architectures"]:  # both say that there is no CUDA
+        del facts["cuda architectures"]
     return facts
 
 

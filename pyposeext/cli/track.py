@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     default = TrackArguments(video=missing_path(), output=missing_path(), tracker=preset)
     options = parse(TrackArguments, "track", arguments, default)
     common = options.common
-    check_formats(options.formats, tracked=True)
+    check_formats(options.formats, tracked=True, maximum_people=common.estimator.maximum_people)
     VideoReader(options.video, common.start, common.max_frames).close()
     check_writable(options.output)
     estimator = common.run.load(common.estimator)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyposeext.errors import InputError
 from pyposeext.io.atomic import PendingFile
 from pyposeext.io.json_arrays import JsonArrays
-from pyposeext.io.writer import FramePoses, PoseWriter
+from pyposeext.io.writer import FramePoses, PoseWriter, check_poses
 from pyposeext.skeletons import get_skeleton
 from pyposeext.structures import Poses, Skeleton
 
@@ -53,7 +53,7 @@ class CocoWriter(PoseWriter):
         self, poses: Poses, file_name: str, size: tuple[int, ...] | None = None, time: float | None = None
     ) -> None:
         """Add an image of that name with its people; `size` is (width, height) in pixels."""
-        check_skeleton(poses, self._skeleton)
+        check_poses(poses, self._skeleton, file_name)
         image: dict[str, Any] = {"id": self._images, "file_name": file_name}
         if size is not None:
             image |= {"width": size[0], "height": size[1]}
@@ -112,12 +112,6 @@ def read_coco(path: str | Path) -> list[FramePoses]:
     """The images of a file that `CocoWriter` wrote, in order, with their people and times (0 where none is given)."""
     content = load_json(path)
     return frames_of(content, get_skeleton(content["info"]["skeleton"]), "keypoint_scores")
-
-
-def check_skeleton(poses: Poses, skeleton: Skeleton) -> None:
-    """InputError where the poses have other joints than the file."""
-    if poses.skeleton.names != skeleton.names:
-        raise InputError(f"poses must have the joints of {skeleton.name!r}, got {poses.skeleton.name!r}")
 
 
 def flat_keypoints(points: NDArray[np.floating[Any]], flags: NDArray[np.integer[Any]]) -> list[float | int]:

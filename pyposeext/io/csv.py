@@ -9,8 +9,7 @@ import numpy as np
 
 from pyposeext.errors import InputError
 from pyposeext.io.atomic import PendingFile
-from pyposeext.io.coco import check_skeleton
-from pyposeext.io.writer import FramePoses, PoseWriter
+from pyposeext.io.writer import FramePoses, PoseWriter, check_poses
 from pyposeext.structures import Poses, Skeleton
 
 COLUMNS = ("frame", "time", "track", "joint", "x", "y", "score")
@@ -30,7 +29,7 @@ class CsvWriter(PoseWriter):
         self._rows.writerow(COLUMNS)
 
     def write(self, frame: FramePoses) -> None:
-        check_skeleton(frame.poses, self._skeleton)
+        check_poses(frame.poses, self._skeleton, f"frame {frame.number}")
         tracks = [""] * len(frame.poses) if frame.poses.ids is None else frame.poses.ids.tolist()
         time = f"{frame.time:.6f}"
         for track, keypoints in zip(tracks, frame.poses.keypoints.tolist(), strict=True):

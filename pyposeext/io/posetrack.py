@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 
 from pyposeext.errors import InputError
 from pyposeext.io.atomic import PendingFile
-from pyposeext.io.coco import check_skeleton, flat_keypoints, frames_of, load_json
+from pyposeext.io.coco import flat_keypoints, frames_of, load_json
 from pyposeext.io.json_arrays import JsonArrays, Record
-from pyposeext.io.writer import FramePoses, PoseWriter
+from pyposeext.io.writer import FramePoses, PoseWriter, check_poses, check_skeleton
 from pyposeext.skeletons import COCO17, POSETRACK18
 from pyposeext.structures import Poses, Skeleton
+
+PEOPLE_PER_IMAGE = 100
 
 # T SSSSSS FFFF: source 1, sequence 1, then the frame. Past 9999 frames the digits run over but stay unique in the file.
 _FIRST_IMAGE_ID = 1_000_001_0000
 _SEQUENCE = "000001"
-_PEOPLE_PER_IMAGE = 100
 _NOSE, _HEAD_BOTTOM, _HEAD_TOP, _EARS = 0, 1, 2, slice(3, 5)
 _SHOULDERS = slice(5, 7)
 
@@ -46,10 +47,10 @@ class PoseTrackWriter(PoseWriter):
         self._frames = 0
 
     def write(self, frame: FramePoses) -> None:
-        check_skeleton(frame.poses, self._skeleton)
+        check_poses(frame.poses, self._skeleton, f"frame {frame.number}")
         if frame.poses.ids is None:
             raise InputError("the PoseTrack format holds tracks, but these poses have no ids")
-        if len(frame.poses) > _PEOPLE_PER_IMAGE:
+        if len(frame.poses) > PEOPLE_PER_IMAGE:
             raise InputError(
                 f"the PoseTrack format numbers 100 people an image, frame {frame.number} has {len(frame.poses)}"
             )
@@ -126,7 +127,7 @@ def _annotation(poses: Poses, person: int, image_id: int) -> dict[str, Any]:
     x1, y1, x2, y2 = poses.boxes[person].tolist()
     assert poses.ids is not None
     return {
-        "id": image_id * _PEOPLE_PER_IMAGE + person,
+        "id": image_id * PEOPLE_PER_IMAGE + person,
         "image_id": image_id,
         "category_id": 1,
         "track_id": int(poses.ids[person]),

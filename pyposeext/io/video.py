@@ -93,6 +93,7 @@ class VideoReader:
         self._max_frames = max_frames
         self._threads = threads
         self._damaged_packets = 0
+        self._partial_packet = False
         self._decoded = 0
         self._end: float | None = None
         self._open()
@@ -192,6 +193,7 @@ class VideoReader:
                 self.complete = False
                 yield from self._decode_packet(None)
                 return
+            self._partial_packet = packet.is_corrupt
             yield from self._decode_packet(packet)
 
     def _decode_packet(self, packet: av.Packet | None) -> list[av.VideoFrame]:
@@ -224,7 +226,7 @@ class VideoReader:
             codec=self._stream.codec_context.name,
             container=self._container.format.name,
             start=self._stream_start,
-            duration=self._stated_duration() or _seconds(self._container.duration, Fraction(1, av.time_base)),
+            duration=self._stated_duration() or self._container_duration(),
             rate=self._rate,
             pixel_aspect=aspect,
         )
@@ -232,11 +234,18 @@ class VideoReader:
     def _stated_duration(self) -> float | None:
         """Seconds of video the file states for this stream alone, or None."""
         duration = _seconds(self._stream.duration, self._stream.time_base)
-        tag = self._stream.metadata.get("DURATION", "")  # Matroska: 00:00:03.000000000
-        if duration is None and tag.count(":") == 2:
-            hours, minutes, seconds = tag.split(":")
-            duration = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        if duration is None:
+            duration = self._until(_clock_seconds(self._stream.metadata.get("DURATION", "")))
         return duration
+
+    def _container_duration(self) -> float | None:
+        """Seconds the file states for all its streams together, or None."""
+        duration = _seconds(self._container.duration, Fraction(1, av.time_base))
+        return self._until(duration) if "matroska" in self._container.format.name else duration
+
+    def _until(self, end: float | None) -> float | None:
+        """Matroska states the time of the end, not the length."""
+        return end - self._stream_start if end is not None and end > self._stream_start else None
 
     def _no_frames(self) -> str:
         stated = self._stated_duration()
@@ -257,9 +266,10 @@ class VideoReader:
         read = (self._end or 0.0) - self._stream_start
         slack = 0.25 + 3 / (self._rate or 25)
         self.complete = self.complete and not (stated is not None and read < stated - slack)
-        # An AVI cut short states a duration to match its size; its header still has the number of frames.
-        if self._container.format.name == "avi" and self._start == 0:
-            self.complete = self.complete and self._decoded >= self._stream.frames - 3
+        # An AVI cut short states a duration to match its size; its header still has the number of frames. That is
+        # often too high (frames dropped while recording), so the file must also be seen to end too early.
+        if self._container.format.name == "avi" and self._start == 0 and self._decoded < self._stream.frames - 3:
+            self.complete = self.complete and not (self._partial_packet or _riff_is_cut(self.path))
         if not self.complete:
             of = f" of {stated:.2f}" if stated is not None and read < stated - slack else ""
             self.problems.append(
@@ -392,6 +402,22 @@ def _video_stream(container: Any, path: Path) -> Any:
 
 def _seconds(duration: int | None, time_base: Fraction | None) -> float | None:
     return float(duration * time_base) if duration and time_base else None
+
+
+def _clock_seconds(clock: str) -> float | None:
+    """Seconds of 00:00:03.000000000, or None where it is nothing of the kind."""
+    try:
+        hours, minutes, seconds = clock.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return None
+
+
+def _riff_is_cut(path: Path) -> bool:
+    """Whether a RIFF file is smaller than its first chunk says."""
+    with path.open("rb") as stream:
+        head = stream.read(8)
+    return path.stat().st_size < 8 + int.from_bytes(head[4:], "little")
 
 
 def _rgb(decoded: av.VideoFrame) -> Any:

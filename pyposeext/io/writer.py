@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyposeext.structures import Poses
+from pyposeext.errors import InputError
+from pyposeext.structures import Poses, Skeleton
 
 
 class FramePoses(NamedTuple):
@@ -45,3 +46,17 @@ class PoseWriter(ABC):
     @abstractmethod
     def discard(self) -> None:
         """Leave nothing."""
+
+
+def check_skeleton(poses: Poses, skeleton: Skeleton) -> None:
+    """InputError where the poses have other joints than the file."""
+    if poses.skeleton.names != skeleton.names:
+        raise InputError(f"poses must have the joints of {skeleton.name!r}, got {poses.skeleton.name!r}")
+
+
+def check_poses(poses: Poses, skeleton: Skeleton, where: str) -> None:
+    """InputError where the poses have other joints than the file, or numbers that no file can hold; `where` they are."""
+    check_skeleton(poses, skeleton)
+    for name in ("keypoints", "boxes", "scores"):
+        if not np.isfinite(getattr(poses, name)).all():
+            raise InputError(f"poses must be finite to be written, got {name} that are not in {where}")

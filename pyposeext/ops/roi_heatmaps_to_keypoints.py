@@ -21,7 +21,7 @@ def roi_heatmaps_to_keypoints(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, 
     Returns:
         keypoints [N, K, 2], x and y in pixels by torchvision's rule (x1 + (column + 0.5) * width / ceil(width)); and
         scores [N, K], the resized logit there, not a probability. Both float32, or float64 for float64. A box that is
-        not finite, or has a side above 2^20 pixels, gives zeros. A NaN never is the maximum.
+        not finite, or has a side above 2^14 pixels, gives zeros. A NaN never is the maximum.
 
     Raises:
         RuntimeError: a wrong shape, dtype or device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 # ImageNet's mean colour: zero once the model has normalised the image.
 _GROUND = (124, 116, 104)
+# A cut of more pixels than the image or the crop has, by this factor, is not made: nearly all of it is ground.
+_LARGEST_CUT = 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ def cut_out(image: NDArray[np.uint8], boxes: NDArray[np.float32], size: tuple[in
     """
     height, width = size
     crops = np.empty((len(boxes), height, width, 3), dtype=np.uint8)
+    boxes = boxes.astype(np.float64)
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2
     sides = (boxes[:, 2:] - boxes[:, :2]) * margin
     sides = np.stack([np.maximum(sides[:, 0], sides[:, 1] * width / height), sides[:, 1]], axis=1)
@@ -51,11 +55,13 @@ def cut_out(image: NDArray[np.uint8], boxes: NDArray[np.float32], size: tuple[in
     # Whole source pixels, so that what is cut is exactly what is scaled.
     sides = np.maximum(np.rint(sides), 2)
     origins = np.rint(middles - sides / 2)
-    for crop, origin, side in zip(crops, origins.astype(int), sides.astype(int), strict=True):
-        shrinks = side[0] > width
-        crop[:] = cv2.resize(
-            _cut(image, *origin, *side), (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
+    largest = _LARGEST_CUT * max(image.shape[0] * image.shape[1], height * width)
+    for crop, origin, side in zip(crops, origins, sides, strict=True):
+        if side.prod() > largest:
+            _place(crop, image, origin, side)
+            continue
+        cut = _cut(image, *origin.astype(int), *side.astype(int))
+        crop[:] = _resize(cut, (width, height), shrinks=side[0] > width)
     scales = sides / np.array([width, height])
     placed = (boxes - np.tile(origins, 2)) / np.tile(scales, 2)
     return Crops(crops, placed.astype(np.float32), origins.astype(np.float32), scales.astype(np.float32))
@@ -71,3 +77,27 @@ def _cut(image: NDArray[np.uint8], x: int, y: int, width: int, height: int) -> N
     if right > left and bottom > top:
         cut[top - y : bottom - y, left - x : right - x] = inside
     return cut
+
+
+def _place(
+    crop: NDArray[np.uint8], image: NDArray[np.uint8], origin: NDArray[np.float64], side: NDArray[np.float64]
+) -> None:
+    """Fill the crop with what `_cut` and `_resize` would give, to a pixel of the crop, by way of the visible part."""
+    crop[:] = _GROUND
+    size = np.array(crop.shape[1::-1])
+    begin = np.clip(origin, 0, image.shape[1::-1])
+    end = np.clip(origin + side, 0, image.shape[1::-1])
+    if (end <= begin).any():
+        return
+    first = np.minimum(np.rint((begin - origin) / side * size), size - 1).astype(int)
+    last = np.clip(np.rint((end - origin) / side * size), first + 1, size).astype(int)
+    (left, top), (right, bottom) = begin.astype(int), end.astype(int)
+    x, y = first
+    width, height = last - first
+    visible = image[top:bottom, left:right]
+    crop[y : y + height, x : x + width] = _resize(visible, (width, height), shrinks=right - left > width)
+
+
+def _resize(image: NDArray[np.uint8], size: tuple[int, int], shrinks: bool) -> Any:
+    """The image at (width, height)."""
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ class Estimator:
         Args:
             image: RGB uint8 [H, W, 3].
             boxes: [N, 4], x1, y1, x2, y2 in pixels. Each is looked at in a crop at full resolution, and the result has
-                these boxes in this order, with the mean of the joints' scores as a person's score.
+                these boxes in this order, with the mean of the joints' scores as a person's score. A joint that the
+                model gives no number for is the middle of the box, with a score of 0.
 
         Raises:
             InputError: an image or boxes that are not so.
@@ -70,7 +71,7 @@ class Estimator:
         if boxes is None:
             return self._people(image, self.settings.score_threshold)
         with torch.inference_mode():
-            return self._poses_in(_checked_image(image), _checked_boxes(boxes), None)
+            return _repaired(self._poses_in(_checked_image(image), _checked_boxes(boxes), None))
 
     def step(
         self, frame: NDArray[np.uint8], state: LinkState | None = None, tracker: LinkerSettings | str = "default"
@@ -111,6 +112,7 @@ class Estimator:
             path,
             lambda image: self._people(image, threshold),
             self.skeleton,
+            maximum_people=self.settings.maximum_people,
             linker=linker,
             start=start,
             max_frames=max_frames,
@@ -139,7 +141,8 @@ class Estimator:
             found = self._detect(image, score_threshold)
             if self.settings.pose_from == "crops":
                 found = self._poses_in(image, found.boxes, found.scores)
-        return remove_duplicates(found, self.settings.duplicate_oks)
+        found = found[_finite(found)]
+        return remove_duplicates(found, self.settings.duplicate_oks, self.settings.duplicate_joint_score)
 
     def _detect(self, image: NDArray[np.uint8], score_threshold: float) -> Poses:
         """The people in the whole image at the model's own size, best first."""
@@ -160,6 +163,7 @@ class Estimator:
             self.skeleton,
         )
         people = (found["labels"] == _PERSON).cpu().numpy() & (poses.scores >= score_threshold)
+        people &= _finite(poses)
         return poses[people][: self.settings.maximum_people]
 
     def _poses_in(
@@ -261,6 +265,23 @@ def _checked_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
     if not np.isfinite(array).all() or (array[:, 2:] <= array[:, :2]).any():
         raise InputError("boxes must be finite with x2 > x1 and y2 > y1")
     return array
+
+
+def _finite(poses: Poses) -> NDArray[np.bool_]:
+    """[N], whether every number of a person is one."""
+    numbers = np.concatenate([poses.keypoints.reshape(len(poses), -1), poses.boxes, poses.scores[:, None]], axis=1)
+    return np.isfinite(numbers).all(axis=1)
+
+
+def _repaired(poses: Poses) -> Poses:
+    """The same people, each joint that is no number in the middle of the box with a score of 0."""
+    broken = ~np.isfinite(poses.keypoints).all(axis=2)
+    if not broken.any():
+        return poses
+    middles = poses.boxes[:, :2] / 2 + poses.boxes[:, 2:] / 2
+    instead = np.concatenate([middles, np.zeros_like(middles[:, :1])], axis=1)
+    keypoints = np.where(broken[..., None], instead[:, None], poses.keypoints)
+    return replace(poses, keypoints=keypoints, scores=keypoints[..., 2].mean(axis=1))
 
 
 def _tensor(image: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ class EstimatorSettings:
         score_threshold: people below it are left out; where they are tracked, below the tracker's minimum_score.
         maximum_people: the best this many are kept.
         duplicate_oks: of two people more alike than this (OKS) the weaker goes.
+        duplicate_joint_score: only joints with this score in both count in that.
         crop_height: of a crop, in pixels.
         crop_width: likewise.
         crop_margin: by which a box is enlarged before it is cut out.
@@ -26,7 +27,8 @@ class EstimatorSettings:
     pose_from: Literal["features", "crops"] = "features"
     score_threshold: float = 0.3
     maximum_people: int = 100
-    duplicate_oks: float = 0.85
+    duplicate_oks: float = 0.6
+    duplicate_joint_score: float = 0.3
     crop_height: int = 256
     crop_width: int = 192
     crop_margin: float = 1.25

@@ -19,9 +19,9 @@ from pyposeext.pipelines.interrupt import DeferredInterrupt, Interrupted
 from pyposeext.pipelines.prefetch import prefetch
 from pyposeext.pipelines.settings import DrawingSettings
 from pyposeext.pipelines.writers import (
-    FORMATS,
     SETTINGS_FORMAT,
     check_formats,
+    fitting_formats,
     open_writers,
     output_path,
 )
@@ -68,6 +68,7 @@ class VideoPoses:
         path: any video file that FFmpeg reads.
         estimate: from RGB uint8 [H, W, 3] to the people in it.
         skeleton: of these.
+        maximum_people: how many `estimate` gives at most, or None where that is not known.
         linker: links the people over time; None leaves them without ids.
         start: seconds after the first frame at which to begin.
         max_frames: how many frames at most, or None.
@@ -89,6 +90,7 @@ class VideoPoses:
         estimate: Estimate,
         skeleton: Skeleton,
         *,
+        maximum_people: int | None = None,
         linker: GraphLinker | None = None,
         start: float = 0.0,
         max_frames: int | None = None,
@@ -98,6 +100,7 @@ class VideoPoses:
         self._path = Path(path)
         self._estimate = estimate
         self._skeleton = skeleton
+        self._maximum_people = maximum_people
         self._linker = linker
         self._start = start
         self._max_frames = max_frames
@@ -143,13 +146,13 @@ class VideoPoses:
             progress: called after every frame.
 
         Raises:
-            InputError: unknown formats, formats that need tracks where there are none, a place that cannot be written;
-                all before any work.
+            InputError: unknown formats, formats that need tracks where there are none or cannot hold so many people, a
+                place that cannot be written; all before any work.
         """
         tracked = self._linker is not None
         if formats is None:
-            formats = FORMATS if tracked else ("coco", "csv", "mp4", SETTINGS_FORMAT)
-        check_formats(formats, tracked)
+            formats = fitting_formats(tracked, self._maximum_people)
+        check_formats(formats, tracked, self._maximum_people)
         drawing = drawing or DrawingSettings()
         directory = Path(directory)
         writers = open_writers(directory, formats, self.info, self._skeleton, drawing)
@@ -158,7 +161,7 @@ class VideoPoses:
         frames = 0
         try:
             with DeferredInterrupt() as interrupt:
-                for frame in self._until(interrupt):
+                for frame in self.until(interrupt):
                     for writer in writers.values():
                         writer.write(frame)
                     frames = frame.number + 1
@@ -181,7 +184,8 @@ class VideoPoses:
     def _open(self) -> VideoReader:
         return VideoReader(self._path, self._start, self._max_frames)
 
-    def _until(self, interrupt: DeferredInterrupt) -> Iterator[FramePoses]:
+    def until(self, interrupt: DeferredInterrupt) -> Iterator[FramePoses]:
+        """The frames up to the one at hand when Ctrl-C comes."""
         with closing(iter(self)) as frames:
             for frame in frames:
                 yield frame

@@ -10,7 +10,7 @@ from pyposeext.io.atomic import PendingFile, make_directory
 from pyposeext.io.coco import CocoWriter
 from pyposeext.io.csv import CsvWriter
 from pyposeext.io.images import write_image
-from pyposeext.io.posetrack import PoseTrackWriter
+from pyposeext.io.posetrack import PEOPLE_PER_IMAGE, PoseTrackWriter
 from pyposeext.io.video import VideoInfo, VideoWriter
 from pyposeext.io.writer import FramePoses, PoseWriter
 from pyposeext.pipelines.settings import DrawingSettings
@@ -82,8 +82,15 @@ def output_path(directory: Path, stem: str, name: str) -> Path:
     return directory / (SETTINGS_FILE if name == SETTINGS_FORMAT else f"{stem}{SUFFIXES[name]}")
 
 
-def check_formats(formats: Sequence[str], tracked: bool) -> None:
-    """InputError where a format is not known, or needs tracks that there are not."""
+def fitting_formats(tracked: bool, maximum_people: int | None = None) -> tuple[str, ...]:
+    """The formats that can hold such poses, at most that many people an image (None for no word on it)."""
+    crowded = maximum_people is not None and maximum_people > PEOPLE_PER_IMAGE
+    unfit = {*(() if tracked else _TRACKED_ONLY), *(("posetrack",) if crowded else ())}
+    return tuple(name for name in FORMATS if name not in unfit)
+
+
+def check_formats(formats: Sequence[str], tracked: bool, maximum_people: int | None = None) -> None:
+    """InputError where a format is not known, needs tracks that there are not, or cannot hold so many people."""
     if not formats:
         raise InputError(f"formats must name at least one of {', '.join(FORMATS)}")
     for name in formats:
@@ -91,6 +98,11 @@ def check_formats(formats: Sequence[str], tracked: bool) -> None:
             raise InputError(f"formats must be among {', '.join(FORMATS)}, got {name!r}")
         if name in _TRACKED_ONLY and not tracked:
             raise InputError(f"the format {name!r} holds tracks, but people are not tracked here")
+        if name not in fitting_formats(tracked, maximum_people):
+            raise InputError(
+                f"maximum_people must be {PEOPLE_PER_IMAGE} or less for the format {name!r}, got {maximum_people}: "
+                "choose other formats"
+            )
 
 
 def open_writers(

@@ -72,6 +72,17 @@ def test_each_box_goes_to_its_level() -> None:
     assert inside.sum() >= 5
 
 
+def test_levels_are_chosen_in_float32_as_the_reference_does() -> None:
+    """Widths within a few roundings of a level's border, where double arithmetic would choose the other side."""
+    features = [torch.full((1, 1, 256 >> level, 256 >> level), float(level)) for level in range(4)]
+    scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    widths = torch.cat([border * (1 + torch.arange(-60, 60) * 2e-7) for border in (112.0, 224.0, 448.0)])
+    rois = torch.stack([torch.zeros_like(widths)] * 3 + [widths] * 2, dim=1)
+    pooled = ops.multiscale_roi_align(features, rois, 1, scales)
+    assert torch.equal(pooled, module.reference(features, rois, 1, scales))
+    assert len(pooled.unique()) == 4
+
+
 def test_one_level_is_roi_align() -> None:
     input, rois = torch.randn(2, 3, 12, 12), random_rois(6, 2, 40).float()
     assert torch.equal(ops.multiscale_roi_align([input], rois, 3, [0.25]), ops.roi_align(input, rois, 3, 0.25, 2))

@@ -111,11 +111,18 @@ def test_boxes_no_peer_survives(device: str, ratio: int, aligned: bool) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_box_far_larger_than_the_map_ends(device: str) -> None:
-    """Its adaptive grid has 1e18 samples; all but those on the map are known to be 0."""
-    input = torch.ones(1, 1, 8, 8, device=device)
-    rois = torch.tensor([[0, -1e18, -1e18, 1e18, 1e18]], device=device)
-    assert float(ops.roi_align(input, rois, 1).abs().max()) < 1e-30
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("exponent", [5, 6, 7, 8, 9, 10, 12, 15, 18, 30])
+def test_a_box_far_larger_than_the_map_ends(device: str, dtype: torch.dtype, exponent: int) -> None:
+    """Its adaptive grid has up to 1e30 samples; all but a few lie outside the map, and their mean goes to 0."""
+    input = torch.ones(1, 1, 8, 8, device=device, dtype=dtype, requires_grad=True)
+    side = 3.0 * 10**exponent
+    rois = torch.tensor([[0, -side, -side, side, side], [0, -side, 0, side, 8]], device=device, dtype=dtype)
+    for size in (1, 7):
+        pooled = ops.roi_align(input, rois, size)
+        pooled.sum().backward()
+        assert float(pooled.detach().abs().max()) < 10 * 8 / side * size
+        assert torch.isfinite(input.grad).all()
 
 
 @pytest.mark.parametrize("size", [1, 7])

@@ -102,11 +102,12 @@ def test_a_one_hot_map_decodes_to_its_bin(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_boxes_that_cannot_be_decoded_give_zeros_and_thin_ones_one_pixel(device: str) -> None:
     nan, inf = float("nan"), float("inf")
-    boxes = torch.tensor([[nan, 0, 4, 4], [0, 0, inf, 4], [0, 0, 1e9, 4], [5, 6, 2, 6]], device=device)
-    keypoints, scores = ops.roi_heatmaps_to_keypoints(torch.ones(4, 1, 7, 7, device=device), boxes)
-    assert (keypoints[:3] == 0).all()
-    assert scores.flatten().tolist() == [0, 0, 0, 1]
-    assert keypoints[3].tolist() == [[5.5, 6.5]]
+    broken = [[nan, 0, 4, 4], [0, 0, inf, 4], [0, 0, -inf, 4], [0, 0, 4, nan], [0, 0, 1e9, 4]]
+    boxes = torch.tensor([*broken, [5, 6, 2, 6]], device=device)
+    keypoints, scores = ops.roi_heatmaps_to_keypoints(torch.ones(6, 1, 7, 7, device=device), boxes)
+    assert (keypoints[:5] == 0).all()
+    assert scores.flatten().tolist() == [0, 0, 0, 0, 0, 1]
+    assert keypoints[5].tolist() == [[5.5, 6.5]]
 
 
 @pytest.mark.parametrize("device", DEVICES)
