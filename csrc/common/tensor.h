@@ -60,7 +60,7 @@ inline Tensor coordinates(const char* op, const char* name, const Tensor& tensor
 }
 
 inline bool is_channels_last(const Tensor& tensor) {  // [N, C, ..., W]: channels next to each other, the rest packed
-  if (tensor.is_contiguous()) return false;
+  if (tensor.dim() < 4 || tensor.is_contiguous()) return false;
   int64_t expected = 1;
   const int64_t rank = tensor.dim();
   for (int64_t step = 0; step < rank; ++step) {

@@ -1,22 +1,12 @@
 // nms, batched_nms, nms_padded: greedy non-maximum suppression by intersection over union, with torchvision's results:
 // falling score with ties in input order, a box is dropped where its overlap with a kept one is above the threshold.
-#include <array>
-
 #include "common/op.h"
+#include "common/sort.h"
 #include "common/tensor.h"
 #include "ops/nms.h"
 
 namespace pyposeext {
 namespace {
-
-// The boxes by falling score; stable, because ties decide results.
-Tensor order_by_score(const Tensor& scores) {
-  std::array<StableIValue, 4> stack{torch::stable::detail::from(scores), torch::stable::detail::from(std::optional<bool>(true)),
-                                    torch::stable::detail::from(int64_t(0)), torch::stable::detail::from(true)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  const Tensor values = torch::stable::detail::to<Tensor>(stack[0]);  // taken so that it is released
-  return torch::stable::detail::to<Tensor>(stack[1]);
-}
 
 std::tuple<Tensor, Tensor> run(const char* op, const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& indices, double iou_threshold) {
   PYPOSEEXT_CHECK(boxes.dim() == 2 && boxes.size(1) == 4, op, ": boxes must be [N, 4], got shape ", shape_of(boxes));
@@ -37,7 +27,7 @@ std::tuple<Tensor, Tensor> run(const char* op, const Tensor& boxes, const Tensor
   }
   Tensor kept = empty_with_layout({n}, ScalarType::Long, boxes, false), count = torch::stable::full({}, 0.0, ScalarType::Long, std::nullopt, boxes.device());
   if (n == 0) return {kept, count};
-  const Tensor order = order_by_score(scores);
+  const Tensor order = std::get<1>(stable_sort(scores, 0, true));  // stable, because ties decide results
   NmsArguments arguments{};
   arguments.dtype = dtype == DType::float64 ? DType::float64 : DType::float32;
   arguments.boxes_count = n;

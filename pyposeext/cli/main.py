@@ -1,7 +1,7 @@
 """The command `pyposeext`: picks the verb and turns wrong input into one sentence.
 
-Exit codes: 0 done; 2 wrong input, or a video that could not be read to its end (what was read is kept); 130
-interrupted.
+Exit codes: 0 done; 2 wrong input, or a video or an image of a folder that could not be read (what was read is kept);
+130 interrupted.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from pyposeext.io.atomic import check_writable
 from pyposeext.io.coco import CocoWriter
 from pyposeext.io.images import IMAGE_SUFFIXES, list_images, read_image, write_image
 from pyposeext.io.video import VideoReader
+from pyposeext.pipelines.interrupt import DeferredInterrupt
 from pyposeext.viz.draw import draw_poses
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class PredictArguments:
 
     Without -o the poses go to standard output as one JSON object in COCO's layout. With -o the folder gets
     NAME.coco.json and overlays: NAME.overlay.png of an image, one for each image of a folder, NAME.mp4 of a video.
+    Images of a folder that differ only in their suffix keep it in the name. Ctrl-C finishes a video's files with the
+    frames so far.
 
     Attributes:
         input: an image, a folder of images, a video, or - for an encoded image on standard input.
@@ -48,7 +52,7 @@ class PredictArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code: 0, or 2 where a video could not be read to its end."""
+    """The exit code: 0, or 2 where a video could not be read to its end, or an image of a folder not at all."""
     options = parse(PredictArguments, "predict", arguments)
     for name in options.formats or ("",):
         if name not in _FORMATS:
@@ -57,11 +61,14 @@ def main(arguments: Sequence[str]) -> int:
         check_writable(options.output)
     if _is_video(options.input):
         return _predict_video(options)
-    images = _images(options.input)
-    first = next(images)
-    estimator = options.common.run.load(options.common.estimator)
-    _predict_images(options, estimator, first, images)
-    return 0
+    problems: list[str] = []
+    images = _images(options.input, problems)
+    first = next(images, None)
+    if first is not None:
+        estimator = options.common.run.load(options.common.estimator)
+        _predict_images(options, estimator, first, images)
+    _say(problems)
+    return 2 if problems else 0
 
 
 def _is_video(source: str) -> bool:
@@ -73,8 +80,8 @@ def _is_video(source: str) -> bool:
     return True
 
 
-def _images(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Name and RGB of each image."""
+def _images(source: str, problems: list[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Name and RGB of each image; one of a folder that cannot be read is a sentence more in `problems`."""
     if source == "-":
         data = sys.stdin.buffer.read()
         if not data:
@@ -82,8 +89,16 @@ def _images(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         yield "stdin", read_image(data)
         return
     path = Path(source)
-    for image in list_images(path) if path.is_dir() else [path]:
-        yield image.name, read_image(image)
+    if not path.is_dir():
+        yield path.name, read_image(path)
+        return
+    for file in list_images(path):
+        try:
+            image = read_image(file)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        yield file.name, image
 
 
 def _predict_images(
@@ -95,6 +110,7 @@ def _predict_images(
     threshold = options.common.drawing.keypoint_threshold
     stem = "stdin" if options.input == "-" else Path(options.input).resolve().stem
     target = sys.stdout if options.output is None else options.output / f"{stem}.coco.json"
+    overlays = _overlay_names(options.input)
     writer = None
     if options.output is None or "coco" in options.formats:
         writer = CocoWriter(target, estimator.skeleton, stem, threshold)
@@ -105,13 +121,22 @@ def _predict_images(
                 writer.write_image(poses, name, image.shape[1::-1])
             if options.output is not None and "overlay" in options.formats:
                 drawn = draw_poses(image, poses, keypoint_threshold=threshold, boxes=options.common.drawing.boxes)
-                write_image(options.output / f"{Path(name).stem}.overlay.png", drawn)
+                write_image(options.output / overlays.get(name, f"{Path(name).stem}.overlay.png"), drawn)
         if writer is not None:
             writer.close()
     except BaseException:
         if writer is not None:
             writer.discard()
         raise
+
+
+def _overlay_names(source: str) -> dict[str, str]:
+    """What the overlay of each image of a folder is called: no two the same."""
+    names = [path.name for path in list_images(source)] if Path(source).is_dir() else []
+    stems = Counter(Path(name).stem for name in names)
+    # A stem may also be the whole name of another image (a.jpg.png beside a.jpg).
+    plain = {name for name in names if stems[Path(name).stem] == 1 and Path(name).stem not in names}
+    return {name: f"{Path(name).stem if name in plain else name}.overlay.png" for name in names}
 
 
 def _chain(
@@ -133,9 +158,20 @@ def _predict_video(options: PredictArguments) -> int:
         formats = [_VIDEO_FORMATS[name] for name in options.formats]
         return save_video(video, options.output, formats, common.drawing, common.progress, problems)
     writer = CocoWriter(sys.stdout, estimator.skeleton, Path(options.input).stem, common.drawing.keypoint_threshold)
-    for frame in video:
-        writer.write(frame)
-    writer.close()
-    for problem in problems:
-        print(f"pyposeext: {problem}", file=sys.stderr)
+    try:
+        with DeferredInterrupt() as interrupt:
+            for frame in video.until(interrupt):
+                writer.write(frame)
+            writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+    if interrupt.requested:
+        raise KeyboardInterrupt
+    _say(problems)
     return 0 if video.complete else 2
+
+
+def _say(problems: Sequence[str]) -> None:
+    for problem in problems:
+        print(f"pyposeext: {' '.join(problem.split())}", file=sys.stderr)

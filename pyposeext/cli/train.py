@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 class TrainArguments:
     """Train a model and write its averaged weights to DIR/weights.safetensors.
 
-    A run that was broken off goes on when the same command is given again. Under torchrun every process works on its
-    own batches.
+    A run that was broken off, as by Ctrl-C, goes on when the same command is given again. Under torchrun every process
+    works on its own batches.
 
     Attributes:
         data: one or more ANNOTATIONS.json:IMAGES[:WEIGHT], COCO keypoint files and their image folders; WEIGHT says how
@@ -88,11 +89,7 @@ def train(options: TrainArguments) -> None:
     """Runs the training that `options` describe to its end."""
     import torch
 
-    from pyposeext.models.weights import create_model, save_model
-    from pyposeext.training.augment import Augmentation
-    from pyposeext.training.data import BatchStream, batches
-    from pyposeext.training.engine import Trainer, start_distributed
-    from pyposeext.training.validation import validate
+    from pyposeext.training.engine import end_distributed, start_distributed
 
     settings = Settings(
         steps=options.steps,
@@ -108,8 +105,32 @@ def train(options: TrainArguments) -> None:
     held_out, _ = _open_all(options.val) if options.val else ([], [])
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    rank, _ = start_distributed()
-    device = _device(options.device, rank)
+    device = _device(options.device)
+    rank, _ = start_distributed(device)
+    try:
+        network = _fit(options, settings, datasets, weights, device, rank)
+    finally:
+        end_distributed()
+    if rank == 0:
+        _finish(options, network, held_out)
+
+
+def _fit(
+    options: TrainArguments,
+    settings: Settings,
+    datasets: Sequence[CocoKeypoints],
+    weights: Sequence[float],
+    device: torch.device,
+    rank: int,
+) -> Any:
+    """The trained model, with its averaged weights."""
+    import torch
+
+    from pyposeext.models.weights import create_model
+    from pyposeext.training.augment import Augmentation
+    from pyposeext.training.data import BatchStream, batches
+    from pyposeext.training.engine import Trainer
+
     torch.manual_seed(options.seed)
     network: Any = create_model(options.model, **_json_object(options.arguments))
     if options.backbone_weights is not None:
@@ -127,15 +148,23 @@ def train(options: TrainArguments) -> None:
         rank=rank,
     )
     trainer.fit(batches(stream, trainer.step, options.workers), _reporter(options.progress))
-    if rank == 0:
-        network.load_state_dict(trainer.average.state_dict())
-        path = options.output / "weights.safetensors"
-        save_model(path, network, options.store, source=options.source, licence=options.licence)
-        results = {dataset.name: validate(network, dataset) for dataset in held_out}
-        if results:
-            (options.output / "validation.json").write_text(json.dumps(results, indent=2) + "\n")
-        for name, values in results.items():
-            sys.stdout.write(f"{name}  " + "  ".join(f"{key} {value:.3f}" for key, value in values.items()) + "\n")
+    network.load_state_dict(trainer.average.state_dict())
+    return network
+
+
+def _finish(options: TrainArguments, network: Any, held_out: Sequence[CocoKeypoints]) -> None:
+    """Writes the weights, measures them and writes that."""
+    from pyposeext.io.atomic import write_bytes
+    from pyposeext.models.weights import save_model
+    from pyposeext.training.validation import validate
+
+    path = options.output / "weights.safetensors"
+    save_model(path, network, options.store, source=options.source, licence=options.licence)
+    results = {dataset.name: validate(network, dataset) for dataset in held_out}
+    if results:
+        write_bytes(options.output / "validation.json", (json.dumps(results, indent=2) + "\n").encode())
+    for name, values in results.items():
+        sys.stdout.write(f"{name}  " + "  ".join(f"{key} {value:.3f}" for key, value in values.items()) + "\n")
 
 
 def load_start(network: Any, path: Path) -> None:
@@ -180,7 +209,8 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _device(name: str, rank: int) -> torch.device:
+def _device(name: str) -> torch.device:
+    """The device of this process; under torchrun every process of a machine has a GPU of its own."""
     import torch
 
     if name not in ("auto", "cpu", "cuda"):
@@ -189,8 +219,13 @@ def _device(name: str, rank: int) -> torch.device:
         raise InputError("device cuda was asked for, but PyTorch sees no GPU")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.set_device(rank % torch.cuda.device_count())
-    return torch.device("cuda", torch.cuda.current_device())
+    local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= found:
+        raise InputError(
+            f"torchrun must start one process per GPU of a machine: it started {local + 1} or more for {found}"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
 def _reporter(progress: str) -> Callable[[Progress], None] | None:

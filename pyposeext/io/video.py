@@ -193,7 +193,7 @@ class VideoReader:
                 self.complete = False
                 yield from self._decode_packet(None)
                 return
-            self._partial_packet = packet.is_corrupt
+            self._partial_packet |= packet.is_corrupt
             yield from self._decode_packet(packet)
 
     def _decode_packet(self, packet: av.Packet | None) -> list[av.VideoFrame]:

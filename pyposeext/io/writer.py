@@ -55,7 +55,7 @@ def check_skeleton(poses: Poses, skeleton: Skeleton) -> None:
 
 
 def check_poses(poses: Poses, skeleton: Skeleton, where: str) -> None:
-    """InputError where the poses have other joints than the file, or numbers that no file can hold; `where` they are."""
+    """InputError where the poses have other joints than the file, or numbers no file holds, `where` they are."""
     check_skeleton(poses, skeleton)
     for name in ("keypoints", "boxes", "scores"):
         if not np.isfinite(getattr(poses, name)).all():

@@ -32,7 +32,8 @@ def roi_align(
 
     Returns:
         [K, C, P, Q] in `input`'s dtype, summed in float32 (float64 for float64). A box with a NaN or infinite side
-        pools to 0, and so does one with more than 2^22 samples a bin along one axis (2^50 in float64). Half precision is within 2e-3, bfloat16 within 2e-2 of float64, relative to the largest value.
+        pools to 0, and so does one with more than 2^22 samples a bin along one axis (2^50 in float64). Half precision
+        is within 2e-3, bfloat16 within 2e-2 of float64, relative to the largest value.
 
     Raises:
         RuntimeError: a wrong rank, size, dtype or device; on the CPU also an image index out of range, which on a GPU

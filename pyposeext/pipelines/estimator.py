@@ -269,18 +269,18 @@ def _checked_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
 
 def _finite(poses: Poses) -> NDArray[np.bool_]:
     """[N], whether every number of a person is one."""
-    numbers = np.concatenate([poses.keypoints.reshape(len(poses), -1), poses.boxes, poses.scores[:, None]], axis=1)
-    return np.isfinite(numbers).all(axis=1)
+    joints = np.isfinite(poses.keypoints).all(axis=(1, 2))
+    return joints & np.isfinite(poses.boxes).all(axis=1) & np.isfinite(poses.scores)
 
 
 def _repaired(poses: Poses) -> Poses:
     """The same people, each joint that is no number in the middle of the box with a score of 0."""
-    broken = ~np.isfinite(poses.keypoints).all(axis=2)
+    broken = ~np.isfinite(poses.keypoints).all(axis=2, keepdims=True)
     if not broken.any():
         return poses
     middles = poses.boxes[:, :2] / 2 + poses.boxes[:, 2:] / 2
     instead = np.concatenate([middles, np.zeros_like(middles[:, :1])], axis=1)
-    keypoints = np.where(broken[..., None], instead[:, None], poses.keypoints)
+    keypoints = np.where(broken, instead[:, None], poses.keypoints)
     return replace(poses, keypoints=keypoints, scores=keypoints[..., 2].mean(axis=1))
 
 

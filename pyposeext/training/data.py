@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -128,12 +129,14 @@ def batches(stream: BatchStream, first: int, workers: int) -> Iterator[Batch]:
         sampler=_From(first, 2**40),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
     return iter(loader)
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches workers too, but the step under way may still need their batches.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 

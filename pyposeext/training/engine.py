@@ -7,11 +7,14 @@ import json
 import math
 import os
 import pickle
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -127,7 +130,16 @@ class Trainer:
         Args:
             data: batches from number `self.step` on.
             on_progress: called with every line of the log, by the first process only.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C, once the step under way is done and the checkpoint written.
         """
+        with _HeldInterrupt() as interrupt:
+            self._fit(data, on_progress, interrupt)
+
+    def _fit(
+        self, data: Iterator[Batch], on_progress: Callable[[Progress], None] | None, interrupt: _HeldInterrupt
+    ) -> None:
         self.model.train()
         sums: dict[str, Tensor] = {}
         counted = samples = 0
@@ -139,7 +151,7 @@ class Trainer:
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
             counted, samples = counted + 1, samples + len(images)
             now = time.monotonic()
-            self.seconds, last = self._agreed(self.seconds + now - last), now
+            (self.seconds, stopped), last = self._agreed(self.seconds + now - last, interrupt.asked), now
             if self.step % self.settings.log_every == 0 or self.fraction >= 1.0:
                 means = {name: float(value) / counted for name, value in sums.items()}
                 line = Progress(
@@ -154,6 +166,9 @@ class Trainer:
                 sums, counted, samples, mark = {}, 0, 0, now
                 if not all(math.isfinite(value) for value in means.values()):
                     raise FloatingPointError(f"a loss is not finite at step {self.step}: {means}")
+            if stopped:
+                self.save()
+                raise KeyboardInterrupt
             if now - checkpoint > 60 * self.settings.checkpoint_minutes:
                 self.save()
                 checkpoint = now
@@ -185,7 +200,7 @@ class Trainer:
         temporary.replace(self._checkpoint)
 
     def _load(self) -> None:
-        state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        state = _read_checkpoint(self._checkpoint, self.device)
         free = ("steps", "minutes", "log_every", "checkpoint_minutes")
         for name, value in asdict(self.settings).items():
             if name not in free and state["settings"].get(name) != value:
@@ -222,13 +237,13 @@ class Trainer:
         self.average.update(self.model, self.step)
         return {**losses, "total": total}
 
-    def _agreed(self, seconds: float) -> float:
-        """The first process's clock, so that all stop at the same step."""
-        if not distributed.is_initialized() or self.settings.minutes is None:
-            return seconds
-        clock = torch.tensor(seconds, dtype=torch.float64, device=self.device)
-        distributed.broadcast(clock, 0)
-        return float(clock)
+    def _agreed(self, seconds: float, stopped: bool) -> tuple[float, bool]:
+        """The first process's clock and wish to stop, so that all stop at the same step."""
+        if not distributed.is_initialized():
+            return seconds, stopped
+        first = torch.tensor([seconds, float(stopped)], dtype=torch.float64, device=self.device)
+        distributed.broadcast(first, 0)
+        return float(first[0]), bool(first[1])
 
     def _log(self, line: Progress, on_progress: Callable[[Progress], None] | None) -> None:
         if self.rank:
@@ -237,6 +252,29 @@ class Trainer:
             file.write(json.dumps(asdict(line)) + "\n")
         if on_progress is not None:
             on_progress(line)
+
+
+class _HeldInterrupt:
+    """Holds Ctrl-C back while a step is under way: no checkpoint may hold half of one. A second Ctrl-C is not held."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> _HeldInterrupt:
+        # Only the main thread may set handlers, and only there Ctrl-C arrives.
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._hold)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _hold(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 def _groups(model: nn.Module, settings: Settings, trunk_prefix: str) -> list[dict[str, Any]]:
@@ -263,21 +301,41 @@ def read_average(path: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, or not the checkpoint of a run.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        average: dict[str, Tensor] = state["average"]
-    except (OSError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is not the checkpoint.pt of a training run: {error}") from error
+    average: dict[str, Tensor] = _read_checkpoint(path, torch.device("cpu"))["average"]
     return average
 
 
-def start_distributed() -> tuple[int, int]:
-    """Joins the process group torchrun set up; returns rank and number of processes (0 and 1 without torchrun)."""
+def _read_checkpoint(path: str | Path, device: torch.device) -> dict[str, Any]:
+    what = f"{path} is not the checkpoint.pt of a training run"
+    damage = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise InputError(f"{what}: {error.strerror}") from error
+    except (*damage, pickle.UnpicklingError) as error:  # what PyTorch's reader says of a file that it cannot follow
+        raise InputError(f"{what}: damaged, cut short or of another kind") from error
+    if not isinstance(state, dict) or not {"model", "average", "settings"} <= state.keys():
+        raise InputError(f"{what}: its weights or settings are missing")
+    return state
+
+
+def start_distributed(device: torch.device) -> tuple[int, int]:
+    """Joins the process group torchrun set up; returns rank and number of processes (0 and 1 without torchrun).
+
+    Args:
+        device: where this process trains, chosen before: NCCL takes the current GPU, and only GPUs.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def end_distributed() -> None:
+    """Leaves the process group, where there is one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def raise_memory_thresholds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 import pyposeext
 from pyposeext.cli.main import VERBS, main
+from pyposeext.io.coco import CocoWriter
 from pyposeext.io.images import write_image
 from pyposeext.io.video import VideoReader
 from pyposeext.io.weights import save_weights
@@ -185,6 +187,7 @@ def test_wrong_models_and_weights(clip, weights, tmp_path, capsys):
         (["--model", str(weights), "--device", "abacus"], "device must be"),
         (["--model", str(weights), "--preset", "none"], "preset must be one of"),
         (["--model", str(weights), "--formats", "gif"], "formats must be among"),
+        (["--model", str(weights), "--estimator.maximum-people", "101"], "maximum_people must be 100 or less"),
         (["--model", str(weights), "--max-frames", "0"], "max_frames must be"),
         (["--model", str(weights), "--start", "100"], "lies beyond the last frame"),
     ):
@@ -245,6 +248,50 @@ def test_predict_a_folder(picture, weights, tmp_path, capsys):
     assert names == {"folder.coco.json", "a.overlay.png", "b.overlay.png"}
     content = json.loads((tmp_path / "out" / "folder.coco.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["a.png", "b.png"]
+
+
+def test_predict_skips_a_damaged_image_of_a_folder(picture, weights, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.png").write_text("text")
+    (folder / "b.png").write_bytes(picture.read_bytes())
+    (folder / "c.png").write_bytes(picture.read_bytes()[:5000])
+    (folder / "d.png").write_bytes(picture.read_bytes())
+    code = main(["predict", str(folder), "-o", str(tmp_path / "out"), "--model", str(weights)])
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert [line.split("/")[-1].split()[0] for line in lines] == ["a.png", "c.png"]
+    content = json.loads((tmp_path / "out" / "folder.coco.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["b.png", "d.png"]
+    for name in ("b.png", "c.png", "d.png"):
+        (folder / name).unlink()
+    assert "a.png is not an image" in sentence_of(capsys, main(["predict", str(folder), "--model", str(weights)]))
+
+
+def test_predict_keeps_overlays_of_one_stem_apart(picture, weights, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a.jpg", "a.png", "a.jpg.png", "b.png"):
+        (folder / name).write_bytes(picture.read_bytes())
+    assert main(["predict", str(folder), "-o", str(tmp_path / "out"), "--model", str(weights)]) == 0
+    names = {path.name.removesuffix(".overlay.png") for path in (tmp_path / "out").glob("*.overlay.png")}
+    assert names == {"a.jpg", "a.png", "a.jpg.png", "b"}
+
+
+def test_an_interrupted_prediction_of_a_video_is_printed(weights, tmp_path, capsys, monkeypatch):
+    clip = make_video(tmp_path / "clip.mp4", 30)
+    write = CocoWriter.write
+
+    def interrupted(writer, frame):
+        write(writer, frame)
+        if frame.number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(CocoWriter, "write", interrupted)
+    assert main(["predict", str(clip), "--model", str(weights), *QUIET]) == 130
+    out, error = capsys.readouterr()
+    assert len(json.loads(out)["images"]) == 3
+    assert error == "pyposeext: interrupted\n"
 
 
 def test_predict_a_video(clip, weights, tmp_path, capsys):

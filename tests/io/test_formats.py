@@ -160,3 +160,14 @@ def test_a_file_that_is_no_json_is_one_sentence(tmp_path, reader):
         reader(tmp_path / "a.json")
     with pytest.raises(InputError, match="no such file"):
         reader(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("kind", [CocoWriter, PoseTrackWriter, CsvWriter])
+@pytest.mark.parametrize("part", ["keypoints", "boxes", "scores"])
+def test_numbers_that_are_none_are_refused_in_a_sentence(tmp_path, kind, part):
+    frame = make_frames()[0]
+    getattr(frame.poses, part)[1] = np.nan
+    writer = kind(tmp_path / "a.out", COCO17)
+    with pytest.raises(InputError, match=f"poses must be finite to be written, got {part} that are not in .*0"):
+        writer.write(frame)
+    writer.discard()

@@ -122,6 +122,51 @@ def test_a_file_cut_short_gives_what_can_be_read_and_says_so(tmp_path, name, cod
     assert whole.complete
 
 
+def test_a_matroska_file_that_starts_late_is_complete(tmp_path):
+    path = make_video(tmp_path / "a.mkv", images=_noise(50), times=range(5000, 7000, 40))
+    reader = VideoReader(path)
+    assert (len(list(reader)), reader.complete, reader.problems) == (50, True, [])
+    assert reader.info.duration == pytest.approx(2)
+    short = VideoReader(cut(path, 0.6))
+    assert len(list(short)) < 50
+    assert " of 2.00 s" in short.problems[0]
+    assert not short.complete
+
+
+def test_a_duration_that_is_no_time_is_no_duration(tmp_path):
+    path = make_video(tmp_path / "a.mkv", 12)
+    data = path.read_bytes()
+    assert data.count(b"00:00:00.480000000") == 1
+    path.write_bytes(data.replace(b"00:00:00.480000000", b"a:b:00.48000000000"))
+    reader = VideoReader(path)
+    assert (len(list(reader)), reader.complete) == (12, True)
+    assert reader.info.duration == pytest.approx(0.48)
+
+
+def test_an_avi_with_too_high_a_frame_count_is_complete(tmp_path):
+    path = make_video(tmp_path / "a.avi", 30, codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"avih") + 8 + 16
+    data[place : place + 4] = (99).to_bytes(4, "little")
+    place = data.index(b"strh") + 8 + 32
+    data[place : place + 4] = (38).to_bytes(4, "little")
+    path.write_bytes(data)
+    reader = VideoReader(path)
+    assert (len(list(reader)), reader.complete, reader.problems) == (30, True, [])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_an_avi_cut_anywhere_is_cut_short(tmp_path, share):
+    path = make_video(tmp_path / "a.avi", images=_noise(60), codec="mpeg4")
+    reader = VideoReader(cut(path, share))
+    assert len(list(reader)) < 57
+    assert not reader.complete
+
+
+def _noise(count):
+    return list(np.random.default_rng(0).integers(0, 255, (count, 48, 64, 3), np.uint8))
+
+
 def test_a_change_of_size_ends_the_reading(tmp_path):
     reader = VideoReader(make_size_change(tmp_path / "a.ts", 8))
     frames = list(reader)

@@ -61,9 +61,10 @@ def test_poses_in_boxes_and_in_none(name):
 def test_training_reaches_every_parameter_and_overfits(name):
     model = reduced_model(name).train()
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = torch.optim.Adam(trained.values(), lr=REDUCED[name][1])
+    _, learning_rate, steps = REDUCED[name]
+    optimizer = torch.optim.Adam(trained.values(), lr=learning_rate)
     history = []
-    for _ in range(5):
+    for _ in range(steps):
         torch.manual_seed(0)
         losses = model(sample_images(), sample_targets())
         optimizer.zero_grad()

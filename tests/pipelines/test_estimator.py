@@ -150,3 +150,36 @@ def test_what_cannot_be_loaded_is_one_sentence(weights, tmp_path, monkeypatch):
 def test_wrong_settings(arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         EstimatorSettings(**arguments)
+
+
+class BrokenModel(BrightSpotModel):
+    """Gives no number for a coordinate of the joint `joint`, or of the box where that is None."""
+
+    def __init__(self, joint):
+        super().__init__()
+        self.joint = joint
+
+    def _detection(self, image):
+        found = super()._detection(image)
+        if self.joint is None:
+            found["boxes"][:, 2] = torch.nan
+        else:
+            found["keypoints"][:, self.joint, 1] = torch.nan
+        return found
+
+
+@pytest.mark.parametrize("pose_from", ["features", "crops"])
+@pytest.mark.parametrize("joint", [None, 3])
+def test_people_without_numbers_are_left_out(pose_from, joint):
+    estimator = Estimator(BrokenModel(joint), EstimatorSettings(pose_from=pose_from))
+    assert len(estimator.image(spot((200, 100, 280, 300)))) == 0
+
+
+def test_given_boxes_keep_their_rows_without_numbers():
+    poses = Estimator(BrokenModel(3)).image(
+        spot((200, 100, 280, 300)), boxes=[[190, 90, 290, 310], [180, 80, 300, 310]]
+    )
+    np.testing.assert_array_equal(poses.keypoints[:, 3], [[240, 200, 0], [240, 195, 0]])
+    assert np.isfinite(poses.keypoints).all()
+    np.testing.assert_allclose(poses.scores, poses.keypoints[..., 2].mean(axis=1), atol=1e-6)
+    assert (poses.scores < 0.95).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,8 @@ from pyposeext.pipelines.crops import cut_out
 from pyposeext.pipelines.duplicates import remove_duplicates
 from pyposeext.pipelines.joint_scores import joint_scores
 from pyposeext.pipelines.prefetch import prefetch
-from pyposeext.skeletons import LSP14
+from pyposeext.skeletons import COCO17, LSP14
+from pyposeext.structures import Poses
 from tests.io.poses import make_poses
 
 
@@ -42,6 +44,31 @@ def test_crops_keep_the_shape_and_hold_the_box():
     assert (crops.boxes[:, 2:] <= [192, 256]).all()
 
 
+def test_a_huge_box_takes_no_memory_and_shows_its_place():
+    image = np.full((240, 320, 3), 255, np.uint8)
+    boxes = np.array([[-1e5, -1e5, 1e5, 1e5], [-1e38, -1e38, 1e38, 1e38], [9e8, 9e8, 9.1e8, 9.1e8]], dtype=np.float32)
+    crops = cut_out(image, boxes, (256, 192), 1.25)
+    ground = (crops.images == (124, 116, 104)).all(axis=3)
+    assert (~ground).sum(axis=(1, 2)).tolist() == [1, 1, 0]
+    row, column = np.argwhere(~ground[0])[0]
+    assert abs(row - 128) <= 1
+    assert abs(column - 96) <= 1
+
+
+def test_a_large_cut_is_the_same_by_way_of_its_visible_part(monkeypatch):
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8), None, 12)
+    boxes = np.array([[-500, -300, 200, 900], [100, 60, 900, 700], [-300, -300, 700, 600]], dtype=np.float32)
+    usual = cut_out(image, boxes, (256, 192), 1.25)
+    monkeypatch.setattr("pyposeext.pipelines.crops._LARGEST_CUT", 0)
+    other = cut_out(image, boxes, (256, 192), 1.25)
+    np.testing.assert_array_equal(other.boxes, usual.boxes)
+    for one, two in zip(usual.images, other.images, strict=True):
+        # Only the rim of the image, a pixel wide, may lie otherwise.
+        inside = cv2.erode((one != (124, 116, 104)).all(axis=2).astype(np.uint8), np.ones((5, 5))) > 0
+        assert inside.sum() > 500
+        assert np.abs(one[inside].astype(int) - two[inside]).max() <= 12
+
+
 def test_of_two_findings_of_one_person_the_better_stays():
     poses = make_poses(3)
     twice = poses[[0, 1, 2, 1]]
@@ -50,6 +77,47 @@ def test_of_two_findings_of_one_person_the_better_stays():
     kept = remove_duplicates(twice, 0.85)
     np.testing.assert_allclose(kept.scores, [0.8, 0.7, 0.5])
     assert len(remove_duplicates(twice, 1.0)) == 4
+
+
+def person_at(x, y, height, scores):
+    """One standing person: 17 joints in rows from head to feet."""
+    rows = np.array(
+        [0.06, 0.05, 0.05, 0.06, 0.06, 0.2, 0.2, 0.35, 0.35, 0.48, 0.48, 0.52, 0.52, 0.75, 0.75, 0.97, 0.97]
+    )
+    sides = np.array([0, 1, -1, 2, -2, 4, -4, 5, -5, 5, -5, 3, -3, 3, -3, 3, -3]) * 0.03
+    keypoints = np.stack([x + sides * height, y + rows * height, np.broadcast_to(scores, 17)], axis=1)[None]
+    return keypoints, [x - 0.2 * height, y, x + 0.2 * height, y + height]
+
+
+@pytest.mark.parametrize("scores", [(0.9, 0.6), (0.6, 0.9)])
+def test_a_person_found_whole_and_in_part_is_one(scores):
+    whole, box = person_at(200, 100, 300, 0.9)
+    part = whole.copy()
+    part[0, :, :2] += np.random.default_rng(0).normal(0, 2, (17, 2))
+    # The half box ends above the wrists: what is below it are guesses in a corner.
+    part[0, 9:] = 150, 225, 0.1
+    half = [box[0], box[1], box[2], 230]
+    poses = Poses(np.concatenate([whole, part]), [box, half], scores, COCO17)
+    np.testing.assert_allclose(remove_duplicates(poses, 0.6).scores, [0.9])
+    assert len(remove_duplicates(poses, 0.85, joint_score=0.0)) == 2  # the guesses hide it
+
+
+def test_two_people_who_stand_close_both_stay():
+    one, box = person_at(200, 100, 300, 0.9)
+    for x, y, height in ((260, 100, 300), (230, 190, 210), (200, 250, 150)):
+        other, other_box = person_at(x, y, height, 0.8)
+        poses = Poses(np.concatenate([one, other]), [box, other_box], [0.9, 0.8], COCO17)
+        assert len(remove_duplicates(poses, 0.6)) == 2
+
+
+def test_without_three_sure_joints_nobody_is_a_duplicate():
+    scores = np.zeros(17)
+    scores[:2] = 0.9
+    keypoints, box = person_at(200, 100, 300, scores)
+    twice = Poses(np.concatenate([keypoints] * 2), [box] * 2, [0.9, 0.8], COCO17)
+    assert len(remove_duplicates(twice, 0.6)) == 2
+    twice.keypoints[:, 2, 2] = 0.9
+    assert len(remove_duplicates(twice, 0.6)) == 1
 
 
 def test_duplicates_without_sigmas_go_by_their_boxes():

@@ -17,6 +17,7 @@ from pyposeext.io.posetrack import read_posetrack
 from pyposeext.io.video import VideoReader
 from pyposeext.pipelines.estimator import Estimator
 from pyposeext.pipelines.interrupt import Interrupted
+from pyposeext.pipelines.settings import EstimatorSettings
 from pyposeext.pipelines.video import VideoPoses
 from pyposeext.pipelines.writers import FORMATS, DrawingSettings
 from pyposeext.skeletons import COCO17
@@ -93,6 +94,15 @@ def test_untracked_videos_have_the_formats_that_fit(clip, tmp_path):
     with pytest.raises(InputError, match="the format 'timeline' holds tracks"):
         video_of(clip, linker=None).save(tmp_path / "other", ["timeline"])
     assert not (tmp_path / "other").exists()
+
+
+def test_more_people_than_posetrack_numbers_are_refused_before_any_work(clip, tmp_path):
+    estimator = Estimator(BrightSpotModel(), EstimatorSettings(maximum_people=101))
+    video = estimator.video(clip, track=True, max_frames=1)
+    with pytest.raises(InputError, match="maximum_people must be 100 or less for the format 'posetrack', got 101"):
+        video.save(tmp_path / "out", ["posetrack", "csv"])
+    assert not (tmp_path / "out").exists()
+    assert set(video.save(tmp_path / "out").files) == set(FORMATS) - {"posetrack"}
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from pyposeext.errors import InputError
 from pyposeext.training.average import MovingAverage
 from pyposeext.training.data import Batch
-from pyposeext.training.engine import Progress, Settings, Trainer, read_average
+from pyposeext.training.engine import Progress, Settings, Trainer, read_average, start_distributed
 
 
 class Toy(nn.Module):
@@ -51,21 +52,23 @@ def losses(directory: Path) -> list[float]:
     return [json.loads(line)["losses"]["loss_colour"] for line in (directory / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_resumed_run_gives_the_losses_of_an_unbroken_one(tmp_path: Path) -> None:
+def test_a_run_resumed_after_ctrl_c_gives_the_losses_of_an_unbroken_one(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole")
     whole.fit(data(0))
 
     broken = trainer(tmp_path / "broken")
     source = data(0)
 
-    def five_batches() -> Iterator[Batch]:
-        for _ in range(5):
+    def interrupted() -> Iterator[Batch]:
+        for number in range(12):
+            if number == 4:
+                signal.raise_signal(signal.SIGINT)
             yield next(source)
-        raise KeyboardInterrupt
 
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        broken.fit(five_batches())
-    broken.save()
+        broken.fit(interrupted())
+    assert signal.getsignal(signal.SIGINT) is handler
     resumed = trainer(tmp_path / "broken")
     assert resumed.step == 5
     resumed.fit(data(resumed.step))
@@ -120,6 +123,44 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"was trained with learning_rate 0\.01, asked for is 0\.5"):
         trainer(tmp_path, learning_rate=0.5)
     assert trainer(tmp_path, steps=20, log_every=3).step == 12
+
+
+def test_a_second_ctrl_c_is_not_held_back(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[Batch]:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        yield from data(0)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path).fit(interrupted())
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path).fit(data(0))
+    path = tmp_path / "checkpoint.pt"
+    whole = path.read_bytes()
+    for content in (b"", whole[:100], whole[:-100], b"text"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"checkpoint\.pt of a training run: damaged, cut short"):
+            read_average(path)
+        with pytest.raises(InputError, match=r"checkpoint\.pt of a training run: damaged, cut short"):
+            trainer(tmp_path)
+    torch.save({"average": {}}, path)
+    with pytest.raises(InputError, match="its weights or settings are missing"):
+        read_average(path)
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda:1", "nccl")])
+def test_the_process_group_suits_the_device(monkeypatch: pytest.MonkeyPatch, device: str, backend: str) -> None:
+    asked: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(distributed, "init_process_group", asked.append)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    assert start_distributed(torch.device(device)) == (1, 2)
+    assert asked == [backend]
 
 
 def test_settings_are_checked() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from pyposeext.cli import train as command_module
 from pyposeext.cli.train import TrainArguments, main, train
 from pyposeext.errors import InputError
 from pyposeext.io.weights import read_manifest
@@ -44,21 +46,60 @@ def test_from_data_to_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert {"boxes", "keypoints"} <= set(model([torch.rand(3, 64, 64)])[0])
 
 
-def test_under_torchrun(tmp_path: Path) -> None:
+def torchrun_command(tmp_path: Path, *options: str) -> list[str]:
     write_people(tmp_path / "set", count=2)
     program = tmp_path / "program.py"
-    program.write_text("import sys\nfrom pyposeext.cli.train import main\nmain(sys.argv[1:])\n")
+    program.write_text(
+        "import sys\nfrom torch import distributed\nfrom pyposeext.cli.main import main\n"
+        "code = main(['train', *sys.argv[1:]])\nassert not distributed.is_initialized()\nsys.exit(code)\n"
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     command += ["--data", f"{tmp_path}/set/people.json:{tmp_path}/set/images", "--output", str(tmp_path / "run")]
-    command += ["--steps", "2", "--batch-size", "1", "--canvas", "64", "--arguments", SMALL, "--workers", "0"]
-    command += ["--device", "cpu", "--threads", "1", "--progress", "json"]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
-    )
+    command += ["--batch-size", "1", "--canvas", "64", "--arguments", SMALL, "--device", "cpu", "--threads", "1"]
+    return [*command, "--progress", "json", *options]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_under_torchrun(tmp_path: Path) -> None:
+    command = torchrun_command(tmp_path, "--steps", "2", "--workers", "0")
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     # One log for both processes, and one weight file.
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 1
     assert (tmp_path / "run/weights.safetensors").exists()
+
+
+def test_ctrl_c_under_torchrun_saves_the_checkpoint(tmp_path: Path) -> None:
+    command = torchrun_command(tmp_path, "--steps", "100000", "--workers", "1")
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith('{"step"'):
+                break
+        running.send_signal(signal.SIGINT)
+        said = running.stderr.read()
+    assert running.returncode != 0
+    assert "pyposeext: interrupted" in said
+    checkpoint = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] >= 20
+    assert not (tmp_path / "run/weights.safetensors").exists()
+
+
+def test_every_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("RANK", "7")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert command_module._device("auto") == torch.device("cuda", 3)
+    assert chosen == [3]
+    assert command_module._device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(InputError, match="one process per GPU"):
+        command_module._device("cuda")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""flow_warp of 17 heatmaps from 30 and from 240 neighbouring frames; grid_sample with the grid it needs is the peer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.ops.harness import Workload, main
+from pyposeext import ops
+from pyposeext.ops.flow_warp import reference
+
+JOINTS, SIDE = 17, 64
+
+
+def grid_sample(input: Tensor, flow: Tensor) -> Tensor:
+    """The same warp as it is written today: a grid in -1..1, then grid_sample."""
+    steps = torch.arange(SIDE, device=flow.device, dtype=flow.dtype)
+    grid = torch.stack([flow[:, 0] + steps, flow[:, 1] + steps[:, None]], dim=3) * (2 / (SIDE - 1)) - 1
+    return F.grid_sample(input, grid.to(input.dtype), align_corners=True)
+
+
+def smooth_flow(batch: int) -> Tensor:
+    """Flow of a few pixels that changes slowly, as it does between frames."""
+    return F.interpolate(torch.randn(batch, 2, 5, 5) * 4, size=(SIDE, SIDE), mode="bilinear", align_corners=True)
+
+
+def workload(
+    batch: int, layout: torch.memory_format, backward: bool = False, dtype: torch.dtype = torch.float32
+) -> Workload:
+    def make(device: str) -> tuple[Tensor, Tensor]:
+        input = torch.randn(batch, JOINTS, SIDE, SIDE).to(device, dtype).contiguous(memory_format=layout)
+        return input.requires_grad_(backward), smooth_flow(batch).to(device).requires_grad_(backward)
+
+    def run(function):
+        def call(input: Tensor, flow: Tensor) -> None:
+            warped = function(input, flow)
+            if backward:
+                input.grad = flow.grad = None
+                warped.backward(warped.detach())
+
+        return call
+
+    maps, item = batch * SIDE * SIDE, torch.empty(0, dtype=dtype).element_size()
+    # Forward: maps in, flow in, maps out. Backward: the output's gradient, maps and flow in, both gradients out.
+    size = maps * (2 * JOINTS * item + 2 * 4) + (maps * (3 * JOINTS * item + 4 * 4) if backward else 0)
+    name = f"{'forward+backward' if backward else 'forward'} {batch}x{JOINTS}x{SIDE}x{SIDE}"
+    return Workload(
+        f"{name} {str(layout)[6:]} {str(dtype)[6:]}", make, run(ops.flow_warp), run(reference), run(grid_sample), size
+    )
+
+
+if __name__ == "__main__":
+    main(
+        "flow_warp",
+        [
+            *(workload(batch, torch.contiguous_format) for batch in (30, 240)),
+            workload(30, torch.channels_last),
+            workload(30, torch.contiguous_format, dtype=torch.bfloat16),
+            *(workload(30, layout, backward=True) for layout in (torch.contiguous_format, torch.channels_last)),
+        ],
+    )
