@@ -114,7 +114,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"checkpoint {path} does not exist")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
         raise InputError(
             f"checkpoint {path} cannot be read safely: it is damaged or holds more than tensors. Where you trust it, "
             "load it with PyTorch yourself, save its state dict alone with torch.save, and convert that file"

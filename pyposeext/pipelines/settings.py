@@ -24,7 +24,7 @@ class EstimatorSettings:
         crop_margin: by which a box is enlarged before it is cut out.
     """
 
-    pose_from: Literal["features", "crops"] = "features"
+    pose_from: Literal["features", "crops"] = "crops"
     score_threshold: float = 0.3
     maximum_people: int = 100
     duplicate_oks: float = 0.6

@@ -27,7 +27,8 @@ class LinkerSettings:
         oks_weight: of 1 - OKS.
         pck_weight: of 1 - PCK.
         minimum_score: people below it are left out.
-        birth_score: a track begins only with a person of this score; None for `minimum_score`.
+        birth_score: a track begins only with a person of this score, and people below it are linked after the others;
+            None for `minimum_score`.
         minimum_area: people whose box, clipped to the image, has fewer square pixels are left out.
         joint_score: joints below it in either frame do not count in OKS and PCK.
         plus_one: box widths are x2 - x1 + 1, as in Detectron.
@@ -172,7 +173,20 @@ class GraphLinker:
             boxes = boxes + np.tile(shift, 2)
             keypoints = keypoints.copy()
             keypoints[:, :, :2] += shift[:, None]
-        return ASSIGNMENTS[self.settings.assignment](self._cost(boxes, keypoints, people), self.settings.maximum_cost)
+        cost, strong = self._cost(boxes, keypoints, people), self._strong(people)
+        before, now = self._assign(cost, np.arange(len(boxes)), np.flatnonzero(strong))
+        # Faint people only go on with tracks that no strong one claims (ByteTrack, Zhang et al. 2022): a second, partial
+        # finding of somebody must not take over the track.
+        left = np.setdiff1d(np.arange(len(boxes)), before)
+        faint_before, faint_now = self._assign(cost, left, np.flatnonzero(~strong))
+        return np.concatenate([before, faint_before]), np.concatenate([now, faint_now])
+
+    def _assign(
+        self, cost: NDArray[np.floating[Any]], before: NDArray[np.int64], now: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs between some tracks and some people."""
+        rows, columns = ASSIGNMENTS[self.settings.assignment](cost[np.ix_(before, now)], self.settings.maximum_cost)
+        return before[rows], now[columns]
 
     def _cost(
         self, boxes: NDArray[np.floating[Any]], keypoints: NDArray[np.floating[Any]], people: Poses
@@ -193,9 +207,11 @@ class GraphLinker:
         return np.nan_to_num(cost, nan=settings.box_weight + settings.oks_weight + settings.pck_weight)
 
     def _births(self, people: Poses, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.flatnonzero((ids < 0) & self._strong(people))
+
+    def _strong(self, people: Poses) -> NDArray[np.bool_]:
         needed = self.settings.birth_score
-        strong = np.ones(len(people), dtype=bool) if needed is None else people.scores >= needed
-        return np.flatnonzero((ids < 0) & strong)
+        return np.ones(len(people), dtype=bool) if needed is None else people.scores >= needed
 
 
 def _no_tracks(people: Poses) -> LinkState:

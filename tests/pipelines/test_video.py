@@ -81,7 +81,7 @@ def test_run_toml_holds_the_settings(clip, tmp_path):
     record = tomllib.loads((tmp_path / "out" / "run.toml").read_text())
     assert record["tracker"]["id_limit"] == 999
     assert record["tracker"]["maximum_cost"] == "none"
-    assert record["estimator"]["pose_from"] == "features"
+    assert record["estimator"]["pose_from"] == "crops"
     assert record["input"]["start"] == 0.1
     assert record["output"]["drawing"]["boxes"] is True
     assert record["result"]["frames"] == 2
