@@ -175,7 +175,7 @@ class GraphLinker:
             keypoints[:, :, :2] += shift[:, None]
         cost, strong = self._cost(boxes, keypoints, people), self._strong(people)
         before, now = self._assign(cost, np.arange(len(boxes)), np.flatnonzero(strong))
-        # Faint people only go on with tracks that no strong one claims (ByteTrack, Zhang et al. 2022): a second, partial
+        # Faint people only go on with tracks that no strong one claims (ByteTrack, Zhang et al. 2022): a partial
         # finding of somebody must not take over the track.
         left = np.setdiff1d(np.arange(len(boxes)), before)
         faint_before, faint_now = self._assign(cost, left, np.flatnonzero(~strong))
