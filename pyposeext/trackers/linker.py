@@ -15,6 +15,7 @@ from pyposeext.trackers.assignment import ASSIGNMENTS
 from pyposeext.trackers.costs import box_iou, head_sizes, pose_oks, pose_pck
 
 _VELOCITY_MEMORY = 0.5
+_LARGEST_BUFFER = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ class LinkerSettings:
         plus_one: box widths are x2 - x1 + 1, as in Detectron.
         maximum_cost: pairs that cost more are never linked; None links whatever is left, at any cost.
         max_gap: for how many frames in a row a track may miss its person and still go on.
-        constant_velocity: whether a track is expected where its speed takes it, instead of where it was.
+        buffer: boxes compared with a track that has missed its person are enlarged by this share of their sides, on
+            every side and for each frame missed, up to a half (buffered IoU, Yang et al. 2023): where somebody may have
+            got to is less certain then.
+        constant_velocity: whether a track is expected where its speed takes it as well as where it was.
         id_limit: ids begin again at 0 after this many; None for never.
     """
 
@@ -49,6 +53,7 @@ class LinkerSettings:
     plus_one: bool = False
     maximum_cost: float | None = 0.9
     max_gap: int = 15
+    buffer: float = 0.1
     constant_velocity: bool = True
     id_limit: int | None = None
 
@@ -58,6 +63,8 @@ class LinkerSettings:
         weights = (self.box_weight, self.oks_weight, self.pck_weight)
         if min(weights) < 0 or sum(weights) == 0:
             raise InputError(f"the weights of box, OKS and PCK must be 0 or more and not all 0, got {weights}")
+        if self.buffer < 0:
+            raise InputError(f"buffer must be 0 or more, got {self.buffer}")
         if self.max_gap < 0:
             raise InputError(f"max_gap must be 0 or more, got {self.max_gap}")
         if self.id_limit is not None and self.id_limit < 1:
@@ -76,6 +83,7 @@ PRESETS = {
         plus_one=True,
         maximum_cost=None,
         max_gap=0,
+        buffer=0.0,
         constant_velocity=False,
         id_limit=999,
     ),
@@ -167,17 +175,17 @@ class GraphLinker:
         return replace(poses, boxes=boxes, ids=None)[kept]
 
     def _pairs(self, people: Poses, state: LinkState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        boxes, keypoints = state.boxes, state.keypoints
+        cost, strong = self._cost(state.boxes, state.keypoints, state.missed, people), self._strong(people)
         if self.settings.constant_velocity:
             shift = state.velocities * (state.missed[:, None] + 1)
-            boxes = boxes + np.tile(shift, 2)
-            keypoints = keypoints.copy()
+            keypoints = state.keypoints.copy()
             keypoints[:, :, :2] += shift[:, None]
-        cost, strong = self._cost(boxes, keypoints, people), self._strong(people)
-        before, now = self._assign(cost, np.arange(len(boxes)), np.flatnonzero(strong))
+            # A track may have stopped, or its speed was noise: where it was seen last counts as much.
+            cost = np.minimum(cost, self._cost(state.boxes + np.tile(shift, 2), keypoints, state.missed, people))
+        before, now = self._assign(cost, np.arange(len(state.ids)), np.flatnonzero(strong))
         # Faint people only go on with tracks that no strong one claims (ByteTrack, Zhang et al. 2022): a partial
         # finding of somebody must not take over the track.
-        left = np.setdiff1d(np.arange(len(boxes)), before)
+        left = np.setdiff1d(np.arange(len(state.ids)), before)
         faint_before, faint_now = self._assign(cost, left, np.flatnonzero(~strong))
         return np.concatenate([before, faint_before]), np.concatenate([now, faint_now])
 
@@ -189,13 +197,17 @@ class GraphLinker:
         return before[rows], now[columns]
 
     def _cost(
-        self, boxes: NDArray[np.floating[Any]], keypoints: NDArray[np.floating[Any]], people: Poses
+        self,
+        boxes: NDArray[np.floating[Any]],
+        keypoints: NDArray[np.floating[Any]],
+        missed: NDArray[np.int64],
+        people: Poses,
     ) -> NDArray[np.floating[Any]]:
         """[M, N], the weighted sum of the active costs."""
         settings = self.settings
         cost = np.zeros((len(boxes), len(people)))
         if settings.box_weight:
-            cost += settings.box_weight * (1 - box_iou(boxes, people.boxes, settings.plus_one))
+            cost += settings.box_weight * (1 - self._overlap(boxes, missed, people.boxes))
         if settings.oks_weight:
             areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
             alike = pose_oks(keypoints, people.keypoints, areas, people.skeleton.sigmas, settings.joint_score)
@@ -206,12 +218,29 @@ class GraphLinker:
         # A person with a coordinate that is not a number is like nobody, and the assignment takes no such costs.
         return np.nan_to_num(cost, nan=settings.box_weight + settings.oks_weight + settings.pck_weight)
 
+    def _overlap(
+        self, boxes: NDArray[np.floating[Any]], missed: NDArray[np.int64], now: NDArray[np.floating[Any]]
+    ) -> NDArray[np.floating[Any]]:
+        """IoU [M, N], of enlarged boxes where the track has missed its person."""
+        overlap = np.zeros((len(boxes), len(now)))
+        for frames in np.unique(missed):
+            rows = missed == frames
+            share = min(self.settings.buffer * frames, _LARGEST_BUFFER)
+            overlap[rows] = box_iou(_enlarged(boxes[rows], share), _enlarged(now, share), self.settings.plus_one)
+        return overlap
+
     def _births(self, people: Poses, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.flatnonzero((ids < 0) & self._strong(people))
 
     def _strong(self, people: Poses) -> NDArray[np.bool_]:
         needed = self.settings.birth_score
         return np.ones(len(people), dtype=bool) if needed is None else people.scores >= needed
+
+
+def _enlarged(boxes: NDArray[np.floating[Any]], share: float) -> NDArray[np.floating[Any]]:
+    """Boxes with `share` of their sides added on every side."""
+    margin = share * (boxes[:, 2:] - boxes[:, :2])
+    return np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
 
 
 def _no_tracks(people: Poses) -> LinkState:

@@ -51,6 +51,30 @@ def test_another_order_keeps_the_ids(preset):
     assert link_all(GraphLinker(preset), frames) == [[0, 1, 2], [2, 0, 1], [1, 2, 0]]
 
 
+def test_a_faint_partial_finding_does_not_take_over_a_track():
+    """It fits the track better than the strong finding does, which comes first all the same."""
+    part = (0, 0, 40, 60)
+    frames = [people(part), people(A, part, score=[0.95, 0.3]), people(A)]
+    assert link_all(GraphLinker(), frames) == [[0], [0], [0]]
+    one_pass = GraphLinker(replace(LinkerSettings(), birth_score=None))
+    assert link_all(one_pass, frames)[1] == [1, 0]
+
+
+def test_a_faint_person_goes_on_with_a_track_that_nobody_else_claims():
+    assert link_all(GraphLinker(), [people(A), people(moved(A, 2), score=0.3), people(A)]) == [[0], [0], [0]]
+    assert link_all(GraphLinker(), [people(A, score=0.3)]) == [[]]
+
+
+def test_a_buffer_bridges_a_gap_after_which_nothing_overlaps():
+    """After four missed frames the person is a box's width further on: boxes enlarged by 40 % overlap again."""
+    frames = [people(A), *[people()] * 4, people(moved(A, 41))]
+    settings = replace(LinkerSettings(), oks_weight=0.0, box_weight=1.0)
+    assert link_all(GraphLinker(settings), frames)[-1] == [0]
+    assert link_all(GraphLinker(replace(settings, buffer=0.0)), frames)[-1] == [1]
+    with pytest.raises(InputError, match="buffer must be 0 or more, got -1"):
+        LinkerSettings(buffer=-1)
+
+
 def test_greedy_links_as_well():
     linker = GraphLinker(replace(PUBLISHED, assignment="greedy"))
     assert link_all(linker, [people(A, B), people(moved(B, 3), moved(A, 3))]) == [[0, 1], [1, 0]]
