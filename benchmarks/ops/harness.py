@@ -164,6 +164,7 @@ def main(op: str, workloads: list[Workload]) -> None:
     parser.add_argument("--threads", default="1,2", help="thread counts on the CPU, with commas")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--only", default="", help="measure only workloads whose name holds this text")
+    parser.add_argument("--no-reference", action="store_true", help="leave the slow references out")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     counts = [int(count) for count in options.threads.split(",")] if options.device == "cpu" else [0]
@@ -174,6 +175,8 @@ def main(op: str, workloads: list[Workload]) -> None:
             torch.set_num_threads(threads)
         rates = machine_rates(options.device)
         for workload in workloads:
+            if options.no_reference:
+                workload.reference = None
             if options.only in workload.name:
                 rows.append({"threads": threads, **measure(workload, options.device, options.repeats, rates), **rates})
     print(table(rows))
