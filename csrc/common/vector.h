@@ -1,0 +1,239 @@
+// Vectors as wide as the CPU level's registers: 64, 32 or 16 bytes. The compiler's own vector types carry arithmetic,
+// comparison and choice (mask ? a : b); what they lack is here: conversion from and to element types, parts of a vector at
+// the end of a row, fused multiplication.
+#pragma once
+#include "common/numeric.h"
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace pyposeext {
+inline namespace PYPOSEEXT_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+
+template <typename A> struct VectorOf {
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename A> using Vector = typename VectorOf<A>::type;
+template <typename A> constexpr int64_t kWidth = kVectorBytes / int64_t(sizeof(A));  // elements in a vector
+
+typedef uint16_t Vector16Bit __attribute__((vector_size(kVectorBytes / 2)));  // as many as a Vector<float> has elements
+typedef uint8_t Vector8Bit __attribute__((vector_size(kVectorBytes / 4)));
+
+template <typename To, typename From>
+inline To bits_as(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  std::memcpy(&result, &value, sizeof result);
+  return result;
+}
+
+template <typename A>
+inline Vector<A> broadcast(A value) {
+  return value - Vector<A>{};  // not a sum: that would lose the sign of -0
+}
+
+template <typename A>
+inline Vector<A> lane_numbers() {  // 0, 1, 2, ...
+  Vector<A> numbers;
+  for (int64_t i = 0; i < kWidth<A>; ++i) numbers[i] = A(i);
+  return numbers;
+}
+
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(int64_t count) { return __mmask16(_bzhi_u32(0xffff, uint32_t(count))); }
+inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) { return _mm512_fmadd_pd(a, b, c); }
+// b where a is NaN, as in a > b ? a : b.
+inline Vector<float> larger(Vector<float> a, Vector<float> b) { return _mm512_max_ps(a, b); }
+inline Vector<double> larger(Vector<double> a, Vector<double> b) { return _mm512_max_pd(a, b); }
+inline Vector<float> smaller(Vector<float> a, Vector<float> b) { return _mm512_min_ps(a, b); }
+inline Vector<double> smaller(Vector<double> a, Vector<double> b) { return _mm512_min_pd(a, b); }
+inline Vector<float> floor(Vector<float> a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+inline Vector<double> floor(Vector<double> a) { return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+#elif defined(__AVX2__)
+inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) { return _mm256_fmadd_pd(a, b, c); }
+inline Vector<float> larger(Vector<float> a, Vector<float> b) { return _mm256_max_ps(a, b); }
+inline Vector<double> larger(Vector<double> a, Vector<double> b) { return _mm256_max_pd(a, b); }
+inline Vector<float> smaller(Vector<float> a, Vector<float> b) { return _mm256_min_ps(a, b); }
+inline Vector<double> smaller(Vector<double> a, Vector<double> b) { return _mm256_min_pd(a, b); }
+inline Vector<float> floor(Vector<float> a) { return _mm256_floor_ps(a); }
+inline Vector<double> floor(Vector<double> a) { return _mm256_floor_pd(a); }
+#else
+inline Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) { return a * b + c; }
+inline Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) { return a * b + c; }
+inline Vector<float> larger(Vector<float> a, Vector<float> b) { return a > b ? a : b; }
+inline Vector<double> larger(Vector<double> a, Vector<double> b) { return a > b ? a : b; }
+inline Vector<float> smaller(Vector<float> a, Vector<float> b) { return a < b ? a : b; }
+inline Vector<double> smaller(Vector<double> a, Vector<double> b) { return a < b ? a : b; }
+template <typename V>
+inline V floor_each(V a) {
+  for (int64_t i = 0; i < int64_t(sizeof(V) / sizeof(a[0])); ++i) a[i] = std::floor(a[i]);
+  return a;
+}
+inline Vector<float> floor(Vector<float> a) { return floor_each(a); }
+inline Vector<double> floor(Vector<double> a) { return floor_each(a); }
+#endif
+
+inline Vector<float> widen(Vector16Bit bits, Half) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(bits_as<__m256i>(bits));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(bits_as<__m128i>(bits));
+#else
+  Vector<float> result;
+  for (int64_t i = 0; i < kWidth<float>; ++i) result[i] = load(Half{bits[i]});
+  return result;
+#endif
+}
+
+inline Vector<float> widen(Vector16Bit bits, BFloat16) {
+  return bits_as<Vector<float>>(__builtin_convertvector(bits, Vector<uint32_t>) << 16);
+}
+
+inline Vector16Bit narrow(Vector<float> value, Half) {
+#if defined(__AVX512F__)
+  return bits_as<Vector16Bit>(_mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  return bits_as<Vector16Bit>(_mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+#else
+  Vector16Bit result;
+  for (int64_t i = 0; i < kWidth<float>; ++i) {
+    Half half;
+    store(value[i], &half);
+    result[i] = half.bits;
+  }
+  return result;
+#endif
+}
+
+inline Vector16Bit narrow(Vector<float> value, BFloat16) {  // to nearest even; a NaN stays one, as in numeric.h
+  const auto bits = bits_as<Vector<uint32_t>>(value);
+  const Vector<uint32_t> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, quiet = (bits >> 16) | 0x40;
+  return __builtin_convertvector(value != value ? quiet : rounded, Vector16Bit);
+}
+
+// kWidth<Accumulate<T>> neighbouring elements, at any address.
+inline Vector<float> load_vector(const float* from) {
+  Vector<float> value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+inline Vector<double> load_vector(const double* from) {
+  Vector<double> value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+template <typename T>
+inline Vector<float> load_vector(const T* from) {  // Half, BFloat16
+  Vector16Bit bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return widen(bits, T());
+}
+inline Vector<float> load_vector(const uint8_t* from) {
+  Vector8Bit bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(__builtin_convertvector(bytes, Vector<int32_t>), Vector<float>);
+}
+
+inline void store_vector(Vector<float> value, float* to) { std::memcpy(to, &value, sizeof value); }
+inline void store_vector(Vector<double> value, double* to) { std::memcpy(to, &value, sizeof value); }
+template <typename T>
+inline void store_vector(Vector<float> value, T* to) {
+  const Vector16Bit bits = narrow(value, T());
+  std::memcpy(static_cast<void*>(to), &bits, sizeof bits);
+}
+
+// The first `count` of a vector, from 0 to its width: nothing else is read or written, and the rest is 0.
+template <typename T>
+inline auto load_vector(const T* from, int64_t count) {
+  T part[kWidth<Accumulate<T>>] = {};
+  std::memcpy(static_cast<void*>(part), static_cast<const void*>(from), size_t(count) * sizeof(T));
+  return load_vector(part);
+}
+template <typename T>
+inline void store_vector(Vector<Accumulate<T>> value, T* to, int64_t count) {
+  T part[kWidth<Accumulate<T>>];
+  store_vector(value, part);
+  std::memcpy(static_cast<void*>(to), static_cast<const void*>(part), size_t(count) * sizeof(T));
+}
+#if defined(__AVX512F__)
+inline Vector<float> load_vector(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(first_lanes(count), from); }
+inline Vector<float> load_vector(const Half* from, int64_t count) {
+  return widen(bits_as<Vector16Bit>(_mm256_maskz_loadu_epi16(first_lanes(count), from)), Half());
+}
+inline Vector<float> load_vector(const BFloat16* from, int64_t count) {
+  return widen(bits_as<Vector16Bit>(_mm256_maskz_loadu_epi16(first_lanes(count), from)), BFloat16());
+}
+inline void store_vector(Vector<float> value, float* to, int64_t count) { _mm512_mask_storeu_ps(to, first_lanes(count), value); }
+inline void store_vector(Vector<float> value, Half* to, int64_t count) {
+  _mm256_mask_storeu_epi16(to, first_lanes(count), bits_as<__m256i>(narrow(value, Half())));
+}
+inline void store_vector(Vector<float> value, BFloat16* to, int64_t count) {
+  _mm256_mask_storeu_epi16(to, first_lanes(count), bits_as<__m256i>(narrow(value, BFloat16())));
+}
+#elif defined(__AVX2__)
+inline __m256i first_lanes(int64_t count) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+inline Vector<float> load_vector(const float* from, int64_t count) { return _mm256_maskload_ps(from, first_lanes(count)); }
+inline void store_vector(Vector<float> value, float* to, int64_t count) { _mm256_maskstore_ps(to, first_lanes(count), value); }
+#endif
+
+// Past the caches, for results too large to be read again from them: `to` must be aligned to kVectorBytes. A kernel that
+// uses it calls end_streaming() on each thread before it returns.
+inline void stream_vector(Vector<float> value, float* to) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, value);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(to, value);
+#elif defined(__SSE2__)
+  _mm_stream_ps(to, value);
+#else
+  store_vector(value, to);
+#endif
+}
+inline void end_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+template <typename V>
+inline auto sum_of(V value) {  // in the order of the lanes: the same bits every time
+  auto sum = value[0];
+  for (int64_t i = 1; i < int64_t(sizeof(V) / sizeof(value[0])); ++i) sum += value[i];
+  return sum;
+}
+
+template <typename V>
+inline auto maximum_of(V value) {
+  auto maximum = value[0];
+  for (int64_t i = 1; i < int64_t(sizeof(V) / sizeof(value[0])); ++i) maximum = value[i] > maximum ? value[i] : maximum;
+  return maximum;
+}
+
+// Whether any lane of a comparison's result is set.
+template <typename Mask>
+inline bool any_of(Mask mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(bits_as<__m512i>(mask), bits_as<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256(bits_as<__m256i>(mask), bits_as<__m256i>(mask));
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8(bits_as<__m128i>(mask)) != 0;
+#else
+  for (int64_t i = 0; i < int64_t(sizeof(Mask) / sizeof(mask[0])); ++i)
+    if (mask[i]) return true;
+  return false;
+#endif
+}
+
+}  // inline namespace PYPOSEEXT_LEVEL
+}  // namespace pyposeext
