@@ -54,7 +54,9 @@ def translate(text: str) -> str:
         close_call = closing(text, open_call)
         kernel, launch, arguments = text[begin:at].strip(), text[at + 3 : end], text[open_call : close_call + 1]
         text = (
-            text[:begin] + f"emulation::launch_kernel([&] {{ {kernel}{arguments}; }}, {launch})" + text[close_call + 1 :]
+            text[:begin]
+            + f"emulation::launch_kernel([&] {{ {kernel}{arguments}; }}, {launch})"
+            + text[close_call + 1 :]
         )
     return text
 
