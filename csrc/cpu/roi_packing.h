@@ -32,6 +32,10 @@ inline void pack(const MapPart<const T>& from, A* to, int64_t slice) {
       for (int64_t column = 0; column < from.columns; column += kStep) {
         const int64_t count = std::min(kStep, from.columns - column);
         const T* corner = source + c * from.channel_stride + column;
+        if (count == 1) {
+          for (int64_t i = 0; i < kStep; ++i) to[column * slice + c + i] = i < planes ? load(corner[i * from.channel_stride]) : A(0);
+          continue;
+        }
         Vector<A> lines[kStep];
         for (int64_t i = 0; i < kStep; ++i) {
           if (i >= planes)
