@@ -27,7 +27,7 @@ struct RoiAlignArguments {
   int64_t levels;
   RoiLevel level[kMaximumRoiLevels];
   double canonical_size, canonical_level, finest_level, level_epsilon;  // the level rule, read only where levels > 1
-  bool epsilon_inside_log;
+  bool epsilon_inside_log, legacy_plus_one;
   const void* boxes;           // x1, y1, x2, y2 of roi k and frame t begin at boxes[k * box_stride + box_offset + 4 * t]
   int64_t box_stride, box_offset;
   const int64_t* batch_index;  // [rois], or null: then it is boxes[k * box_stride]
@@ -65,8 +65,8 @@ PYPOSEEXT_HOST_DEVICE RoiAxis<A> roi_axis(A from, A to, A scale, int64_t bins, i
   const A offset = aligned ? A(0.5) : A(0);
   const A start = from * scale - offset;
   A length = to * scale - offset - start;
-  if (!aligned && length < A(1)) length = A(1);
   if (!is_finite(start) || !is_finite(length)) return {A(0), A(0), A(0)};  // no samples: the output is 0
+  if (!aligned && length < A(1)) length = A(1);
   const A grid = sampling_ratio > 0 ? A(sampling_ratio) : ceil(length / A(bins));
   // Of so many samples a bin, hardly any can lie on a map: their mean is 0, and beyond it A cannot count by ones.
   if (!(grid > A(0)) || grid > largest_grid(A(0))) return {start, length / A(bins), A(0)};
@@ -135,17 +135,29 @@ PYPOSEEXT_HOST_DEVICE const A* roi_box(const RoiAlignArguments& arguments, int64
   return static_cast<const A*>(arguments.boxes) + k * arguments.box_stride + arguments.box_offset + 4 * t;
 }
 
+// The area that decides the level of roi k: the mean over its frames. Detectron's boxes hold their last pixel, which
+// makes a side one longer (legacy_plus_one).
+template <typename A>
+PYPOSEEXT_HOST_DEVICE A level_area(const RoiAlignArguments& arguments, int64_t k) {
+  const A extra = arguments.legacy_plus_one ? A(1) : A(0);
+  A sum = A(0);
+  for (int64_t t = 0; t < arguments.frames; ++t) {
+    const A* box = roi_box<A>(arguments, k, t);
+    sum += (box[2] - box[0] + extra) * (box[3] - box[1] + extra);
+  }
+  return sum / A(arguments.frames);
+}
+
 // The pyramid level of roi k (Lin et al. 2017, equation 1): floor(canonical_level + log2(sqrt(area) / canonical_size)),
 // clamped to the levels there are. Where the guard against rounding goes differs between libraries, so it is an argument.
 template <typename A>
 PYPOSEEXT_HOST_DEVICE int64_t roi_level(const RoiAlignArguments& arguments, int64_t k) {
   if (arguments.levels == 1) return 0;
-  const A* box = roi_box<A>(arguments, k, 0);
-  const A size = sqrt((box[2] - box[0]) * (box[3] - box[1])) / A(arguments.canonical_size), epsilon = A(arguments.level_epsilon);
+  const A size = sqrt(level_area<A>(arguments, k)) / A(arguments.canonical_size), epsilon = A(arguments.level_epsilon);
   const A level = arguments.epsilon_inside_log ? floor(A(arguments.canonical_level) + log2(size + epsilon))
                                                : floor(A(arguments.canonical_level) + log2(size) + epsilon);
   const A index = level - A(arguments.finest_level);
-  if (!(index > A(0))) return 0;  // also NaN, from a box with a negative side
+  if (!(index > A(0))) return 0;  // also NaN, from a negative area
   return index < A(arguments.levels - 1) ? int64_t(index) : arguments.levels - 1;
 }
 

@@ -1,55 +1,24 @@
 // multiscale_roi_align: roi_align on the level of a feature pyramid that fits each box (Lin et al. 2017, equation 1), all
 // levels in one launch.
-#include <cmath>
-
 #include "common/op.h"
 #include "ops/roi_pooling_checks.h"
 
 namespace pyposeext {
-namespace {
-
-void set_level_rule(const char* op, RoiAlignArguments* arguments, const std::vector<double>& scales, double canonical_size, double canonical_level,
-                    double level_epsilon, bool epsilon_inside_log) {
-  PYPOSEEXT_CHECK(canonical_size > 0, op, ": canonical_size must be positive, got ", canonical_size);
-  for (size_t l = 0; l < scales.size(); ++l) {
-    check_scale(op, scales[l]);
-    PYPOSEEXT_CHECK(l == 0 || std::abs(scales[l - 1] / scales[l] - 2) < 1e-3, op, ": each of spatial_scales must be half the one before it, got ",
-                    l == 0 ? 0.0 : scales[l - 1], " and then ", scales[l]);
-  }
-  arguments->levels = int64_t(scales.size());
-  arguments->canonical_size = canonical_size;
-  arguments->canonical_level = canonical_level;
-  arguments->finest_level = std::round(-std::log2(scales[0]));
-  arguments->level_epsilon = level_epsilon;
-  arguments->epsilon_inside_log = epsilon_inside_log;
-}
-
-void check_level_count(const char* op, size_t levels, size_t scales) {
-  PYPOSEEXT_CHECK(levels > 0 && levels <= size_t(kMaximumRoiLevels), op, ": features must be a list of 1 to ", kMaximumRoiLevels, " maps, got ", levels);
-  PYPOSEEXT_CHECK(levels == scales, op, ": spatial_scales must hold one scale for each of the ", levels, " maps, got ", scales);
-}
-
-}  // namespace
 
 Tensor multiscale_roi_align(std::vector<Tensor> features,  // L maps [B, C, H_l, W_l], finest first
                             const Tensor& boxes,           // [K, 5]: image index, x1, y1, x2, y2 in image pixels
                             int64_t pooled_height, int64_t pooled_width, std::vector<double> spatial_scales, int64_t sampling_ratio, bool aligned,
                             double canonical_size, double canonical_level, double level_epsilon, bool epsilon_inside_log) {  // -> [K, C, P, Q]
   const char* op = "multiscale_roi_align";
-  check_level_count(op, features.size(), spatial_scales.size());
+  check_level_count(op, "features", features.size(), "spatial_scales", spatial_scales.size());
   const Tensor& first = features[0];
   const DType dtype = floating_dtype(op, "features", first);
   check_device(op, "features", first);
-  for (const Tensor& map : features) {
-    check_dim(op, "each of features", map, 4, "[B, C, H, W]");
-    check_same_device(op, "each of features", map, "the first", first);
-    PYPOSEEXT_CHECK(map.size(0) == first.size(0) && map.size(1) == first.size(1) && map.scalar_type() == first.scalar_type(), op,
-                    ": all features must have the first one's batch, channels and dtype ", shape_of(first), ", got shape ", shape_of(map));
-  }
+  check_pyramid(op, "features", features, 4, "[B, C, H, W]");
   check_pooled_size(op, pooled_height, pooled_width);
   const Tensor rois = check_rois(op, boxes, "features", first, dtype, first.size(0));
   RoiAlignArguments arguments = roi_arguments(dtype, first.size(0), first.size(1), rois, {pooled_height, pooled_width, sampling_ratio, aligned});
-  set_level_rule(op, &arguments, spatial_scales, canonical_size, canonical_level, level_epsilon, epsilon_inside_log);
+  set_level_rule(op, "spatial_scales", &arguments, spatial_scales, {canonical_size, canonical_level, level_epsilon, epsilon_inside_log, false});
   Tensor pooled = empty_with_layout({rois.size(0), first.size(1), pooled_height, pooled_width}, first.scalar_type(), first, is_channels_last(first));
   if (pooled.numel() == 0) return pooled;
   for (size_t l = 0; l < features.size(); ++l) arguments.level[l] = level_of(features[l], spatial_scales[l]);
@@ -65,7 +34,7 @@ std::vector<Tensor> multiscale_roi_align_backward(const Tensor& gradient,  // [K
                                                   double canonical_level, double level_epsilon, bool epsilon_inside_log,
                                                   bool channels_last) {  // -> L maps [B, C, H_l, W_l]
   const char* op = "multiscale_roi_align_backward";
-  check_level_count(op, heights.size(), spatial_scales.size());
+  check_level_count(op, "heights", heights.size(), "spatial_scales", spatial_scales.size());
   PYPOSEEXT_CHECK(heights.size() == widths.size(), op, ": heights and widths must be of one length, got ", heights.size(), " and ", widths.size());
   check_dim(op, "gradient", gradient, 4, "[K, C, P, Q]");
   const DType dtype = floating_dtype(op, "gradient", gradient);
@@ -74,12 +43,8 @@ std::vector<Tensor> multiscale_roi_align_backward(const Tensor& gradient,  // [K
   PYPOSEEXT_CHECK(gradient.size(0) == rois.size(0) && gradient.size(1) == channels, op, ": gradient must be [", rois.size(0), ", ", channels,
                   ", P, Q], got shape ", shape_of(gradient));
   RoiAlignArguments arguments = roi_arguments(dtype, batch, channels, rois, {gradient.size(2), gradient.size(3), sampling_ratio, aligned});
-  set_level_rule(op, &arguments, spatial_scales, canonical_size, canonical_level, level_epsilon, epsilon_inside_log);
-  std::vector<Tensor> result;
-  for (size_t l = 0; l < heights.size(); ++l) {
-    result.push_back(empty_with_layout({batch, channels, heights[l], widths[l]}, gradient.scalar_type(), gradient, channels_last));
-    arguments.level[l] = level_of(result[l], spatial_scales[l]);
-  }
+  set_level_rule(op, "spatial_scales", &arguments, spatial_scales, {canonical_size, canonical_level, level_epsilon, epsilon_inside_log, false});
+  std::vector<Tensor> result = allocate_levels(&arguments, {batch, channels}, heights, widths, spatial_scales, gradient, channels_last);
   if (batch == 0 || channels == 0) return result;
   set_pooled(&arguments, gradient);
   PYPOSEEXT_LAUNCH(roi_pooling_backward, gradient, arguments);

@@ -1,5 +1,7 @@
 // What roi_align, multiscale_roi_align and tube_roi_align check and fill in alike.
 #pragma once
+#include <cmath>
+
 #include "common/tensor.h"
 #include "ops/roi_pooling.h"
 
@@ -8,6 +10,12 @@ namespace pyposeext {
 struct RoiOptions {
   int64_t pooled_height, pooled_width, sampling_ratio;
   bool aligned;
+};
+
+// Which level of a pyramid a roi is pooled from: roi_level in common/roi_align_math.h.
+struct LevelRule {
+  double canonical_size, canonical_level, level_epsilon;
+  bool epsilon_inside_log, legacy_plus_one;
 };
 
 inline void check_pooled_size(const char* op, int64_t height, int64_t width) {
@@ -66,6 +74,54 @@ inline RoiAlignArguments roi_arguments(DType dtype, int64_t batch, int64_t chann
   arguments.box_stride = 5;
   arguments.box_offset = 1;
   return arguments;
+}
+
+inline void check_level_count(const char* op, const char* maps_name, size_t maps, const char* scales_name, size_t scales) {
+  PYPOSEEXT_CHECK(maps > 0 && maps <= size_t(kMaximumRoiLevels), op, ": ", maps_name, " must be a list of 1 to ", kMaximumRoiLevels, " maps, got ", maps);
+  PYPOSEEXT_CHECK(maps == scales, op, ": ", scales_name, " must hold one scale for each of the ", maps, " maps, got ", scales);
+}
+
+// Maps of one pyramid: [B, C, ..., H_l, W_l], alike in everything but height and width.
+inline void check_pyramid(const char* op, const char* name, const std::vector<Tensor>& maps, int64_t dim, const char* shape) {
+  const Tensor& first = maps[0];
+  const std::string each = std::string("each of ") + name;
+  for (const Tensor& map : maps) {
+    check_dim(op, each.c_str(), map, dim, shape);
+    check_same_device(op, each.c_str(), map, "the first", first);
+    bool alike = map.scalar_type() == first.scalar_type();
+    for (int64_t d = 0; d < dim - 2; ++d) alike = alike && map.size(d) == first.size(d);
+    PYPOSEEXT_CHECK(alike, op, ": all of ", name, " must have the first one's batch, channels", dim == 5 ? ", frames" : "", " and dtype ", shape_of(first),
+                    ", got shape ", shape_of(map));
+  }
+}
+
+inline void set_level_rule(const char* op, const char* scales_name, RoiAlignArguments* arguments, const std::vector<double>& scales, const LevelRule& rule) {
+  PYPOSEEXT_CHECK(rule.canonical_size > 0, op, ": canonical_size must be positive, got ", rule.canonical_size);
+  for (size_t l = 0; l < scales.size(); ++l) {
+    check_scale(op, scales[l]);
+    PYPOSEEXT_CHECK(l == 0 || std::abs(scales[l - 1] / scales[l] - 2) < 1e-3, op, ": each of ", scales_name, " must be half the one before it, got ",
+                    l == 0 ? 0.0 : scales[l - 1], " and then ", scales[l]);
+  }
+  arguments->levels = int64_t(scales.size());
+  arguments->canonical_size = rule.canonical_size;
+  arguments->canonical_level = rule.canonical_level;
+  arguments->finest_level = std::round(-std::log2(scales[0]));
+  arguments->level_epsilon = rule.level_epsilon;
+  arguments->epsilon_inside_log = rule.epsilon_inside_log;
+  arguments->legacy_plus_one = rule.legacy_plus_one;
+}
+
+// The gradient of every map, allocated and entered as the levels of `arguments`.
+inline std::vector<Tensor> allocate_levels(RoiAlignArguments* arguments, const std::vector<int64_t>& leading_sizes, const std::vector<int64_t>& heights,
+                                           const std::vector<int64_t>& widths, const std::vector<double>& scales, const Tensor& gradient, bool channels_last) {
+  std::vector<Tensor> result;
+  for (size_t l = 0; l < heights.size(); ++l) {
+    std::vector<int64_t> sizes = leading_sizes;
+    sizes.insert(sizes.end(), {heights[l], widths[l]});
+    result.push_back(empty_with_layout(sizes, gradient.scalar_type(), gradient, channels_last));
+    arguments->level[l] = level_of(result[l], scales[l]);
+  }
+  return result;
 }
 
 }  // namespace pyposeext

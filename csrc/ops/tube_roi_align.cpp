@@ -1,41 +1,8 @@
 // tube_roi_align: frame t of a tube is roi_align of its box t on frame t of the clip (Girdhar et al. 2018, section 3.2).
 #include "common/op.h"
-#include "ops/roi_pooling_checks.h"
+#include "ops/tube_checks.h"
 
 namespace pyposeext {
-namespace {
-
-Tensor check_tubes(const char* op, const Tensor& tubes, const char* input_name, const Tensor& input, DType dtype, int64_t frames) {
-  PYPOSEEXT_CHECK(tubes.dim() == 3 && tubes.size(1) == frames && tubes.size(2) == 4, op, ": tubes must be [N, ", frames, ", 4], got shape ", shape_of(tubes));
-  check_same_device(op, "tubes", tubes, input_name, input);
-  return coordinates(op, "tubes", tubes, dtype);
-}
-
-// As with rois: a wrong index is an error on the CPU, and a tube of zeros on a GPU.
-Tensor check_batch_index(const char* op, const Tensor& batch_index, const Tensor& tubes, int64_t batch) {
-  PYPOSEEXT_CHECK(batch_index.scalar_type() == ScalarType::Long && batch_index.dim() == 1 && batch_index.size(0) == tubes.size(0), op,
-                  ": batch_index must be int64 [", tubes.size(0), "], got shape ", shape_of(batch_index));
-  check_same_device(op, "batch_index", batch_index, "tubes", tubes);
-  Tensor indices = torch::stable::contiguous(batch_index);
-  if (indices.is_cpu()) {
-    const int64_t* data = indices.const_data_ptr<int64_t>();
-    for (int64_t k = 0; k < indices.size(0); ++k)
-      PYPOSEEXT_CHECK(data[k] >= 0 && data[k] < batch, op, ": batch_index[", k, "] must be in 0..", batch - 1, ", got ", data[k]);
-  }
-  return indices;
-}
-
-RoiAlignArguments tube_arguments(DType dtype, int64_t batch, int64_t channels, const Tensor& tubes, const Tensor& indices, const RoiOptions& options) {
-  RoiAlignArguments arguments = roi_arguments(dtype, batch, channels, tubes, options);
-  arguments.frames = tubes.size(1);
-  arguments.box_stride = 4 * tubes.size(1);
-  arguments.box_offset = 0;
-  arguments.batch_index = indices.const_data_ptr<int64_t>();
-  return arguments;
-}
-
-}  // namespace
-
 Tensor tube_roi_align(const Tensor& input,        // [B, C, T, H, W]
                       const Tensor& tubes,        // [N, T, 4]: x1, y1, x2, y2 in image pixels
                       const Tensor& batch_index,  // [N]
@@ -68,8 +35,7 @@ Tensor tube_roi_align_backward(const Tensor& gradient,     // [N, C, T, P, Q]
   check_device(op, "gradient", gradient);
   const Tensor boxes = check_tubes(op, tubes, "gradient", gradient, dtype, gradient.size(2));
   const Tensor indices = check_batch_index(op, batch_index, boxes, batch);
-  PYPOSEEXT_CHECK(gradient.size(0) == boxes.size(0) && gradient.size(1) == channels, op, ": gradient must be [", boxes.size(0), ", ", channels,
-                  ", T, P, Q], got shape ", shape_of(gradient));
+  check_tube_gradient(op, gradient, boxes, channels);
   Tensor result = empty_with_layout({batch, channels, gradient.size(2), height, width}, gradient.scalar_type(), gradient, channels_last);
   if (result.numel() == 0) return result;
   RoiAlignArguments arguments = tube_arguments(dtype, batch, channels, boxes, indices, {gradient.size(3), gradient.size(4), sampling_ratio, aligned});

@@ -102,6 +102,24 @@ torch.library.register_autograd(
 )
 
 
+def level_of(
+    area: Tensor,
+    spatial_scales: Sequence[float],
+    canonical_size: float,
+    canonical_level: float,
+    level_epsilon: float,
+    epsilon_inside_log: bool,
+) -> int:
+    """Reference for the index of the level that an area [] belongs to; 0 where the area is negative or NaN."""
+    ratio = torch.sqrt(area) / canonical_size
+    if epsilon_inside_log:
+        level = torch.floor(canonical_level + torch.log2(ratio + level_epsilon))
+    else:
+        level = torch.floor(canonical_level + torch.log2(ratio) + level_epsilon)
+    finest = round(-math.log2(spatial_scales[0]))
+    return int(torch.nan_to_num(level - finest, nan=0.0).clamp(0, len(spatial_scales) - 1))
+
+
 def reference(
     features: Sequence[Tensor],
     boxes: Tensor | Sequence[Tensor],
@@ -116,15 +134,10 @@ def reference(
 ) -> Tensor:
     """The specification in plain PyTorch: as `multiscale_roi_align`, box by box, differentiable."""
     size, rois = pair(output_size), rois_from_boxes(boxes).to(features[0].dtype)
-    finest = round(-math.log2(spatial_scales[0]))
+    rule = (canonical_size, canonical_level, level_epsilon, epsilon_inside_log)
     pooled = []
     for roi in rois:
-        ratio = torch.sqrt((roi[3] - roi[1]) * (roi[4] - roi[2])) / canonical_size
-        if epsilon_inside_log:
-            level = torch.floor(canonical_level + torch.log2(ratio + level_epsilon))
-        else:
-            level = torch.floor(canonical_level + torch.log2(ratio) + level_epsilon)
-        index = int(torch.nan_to_num(level - finest, nan=0.0).clamp(0, len(features) - 1))
+        index = level_of((roi[3] - roi[1]) * (roi[4] - roi[2]), spatial_scales, *rule)
         plane = features[index][int(roi[0])]
         pooled.append(pool_box(plane, roi[1:], size, spatial_scales[index], sampling_ratio, aligned))
     return torch.stack(pooled) if pooled else features[0].new_zeros(0, features[0].shape[1], *size)
