@@ -186,6 +186,18 @@ inline Vector<float> load_vector(const float* from, int64_t count) { return _mm2
 inline void store_vector(Vector<float> value, float* to, int64_t count) { _mm256_maskstore_ps(to, first_lanes(count), value); }
 #endif
 
+// `count` elements, at most a vector's, that lie `stride` apart.
+template <typename T>
+inline Vector<Accumulate<T>> load_strided(const T* from, int64_t stride, int64_t count) {
+  Vector<Accumulate<T>> value{};
+  for (int64_t i = 0; i < count; ++i) value[i] = load(from[i * stride]);
+  return value;
+}
+template <typename T>
+inline void store_strided(Vector<Accumulate<T>> value, T* to, int64_t stride, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) store(Accumulate<T>(value[i]), to + i * stride);
+}
+
 // Past the caches, for results too large to be read again from them: `to` must be aligned to kVectorBytes. A kernel that
 // uses it calls end_streaming() on each thread before it returns.
 inline void stream_vector(Vector<float> value, float* to) {
@@ -195,6 +207,29 @@ inline void stream_vector(Vector<float> value, float* to) {
   _mm256_stream_ps(to, value);
 #elif defined(__SSE2__)
   _mm_stream_ps(to, value);
+#else
+  store_vector(value, to);
+#endif
+}
+inline void stream_vector(Vector<double> value, double* to) {
+#if defined(__AVX512F__)
+  _mm512_stream_pd(to, value);
+#elif defined(__AVX2__)
+  _mm256_stream_pd(to, value);
+#elif defined(__SSE2__)
+  _mm_stream_pd(to, value);
+#else
+  store_vector(value, to);
+#endif
+}
+template <typename T>
+inline void stream_vector(Vector<float> value, T* to) {  // Half, BFloat16: `to` aligned to half of kVectorBytes
+#if defined(__AVX512F__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits_as<__m256i>(narrow(value, T())));
+#elif defined(__AVX2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), bits_as<__m128i>(narrow(value, T())));
+#elif defined(__SSE2__) && defined(__x86_64__)
+  _mm_stream_si64(reinterpret_cast<long long*>(to), bits_as<long long>(narrow(value, T())));
 #else
   store_vector(value, to);
 #endif
