@@ -5,6 +5,8 @@ computation in plain PyTorch.
 """
 
 from pyposeext.ops.flow_warp import flow_warp
+from pyposeext.ops.gaussian_heatmaps import gaussian_heatmaps
+from pyposeext.ops.gaussian_mse_loss import gaussian_mse_loss
 from pyposeext.ops.heatmap_argmax import heatmap_argmax
 from pyposeext.ops.multiscale_roi_align import multiscale_roi_align
 from pyposeext.ops.nms import batched_nms, nms, nms_padded
@@ -16,6 +18,8 @@ from pyposeext.ops.tube_roi_align import tube_roi_align
 __all__ = [
     "batched_nms",
     "flow_warp",
+    "gaussian_heatmaps",
+    "gaussian_mse_loss",
     "heatmap_argmax",
     "multiscale_roi_align",
     "nms",
