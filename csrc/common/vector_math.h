@@ -46,5 +46,35 @@ inline Vector<double> exp_of(Vector<double> x) {
   return x;
 }
 
+// 1 / (1 + e^-x).
+template <typename V>
+inline V vector_sigmoid(V x) {
+  return 1 / (1 + exp_of(-x));
+}
+inline Vector<float> sigmoid(Vector<float> x) { return vector_sigmoid(x); }
+inline Vector<double> sigmoid(Vector<double> x) { return vector_sigmoid(x); }
+
+// `magnitude`, which is not negative, with the sign of `sign`.
+inline Vector<float> with_sign(Vector<float> magnitude, Vector<float> sign) {
+  return bits_as<Vector<float>>(bits_as<Vector<uint32_t>>(magnitude) | (bits_as<Vector<uint32_t>>(sign) & 0x80000000u));
+}
+inline Vector<float> absolute(Vector<float> x) { return bits_as<Vector<float>>(bits_as<Vector<uint32_t>>(x) & 0x7fffffffu); }
+
+inline Vector<float> tanh_of(Vector<float> x) {
+  const Vector<float> e = exp_minus_one(-2 * absolute(x));
+  return with_sign(-e / (e + 2), x);
+}
+inline Vector<double> tanh_of(Vector<double> x) {
+  for (int64_t i = 0; i < kWidth<double>; ++i) x[i] = std::tanh(x[i]);
+  return x;
+}
+
+// sigmoid(x) * tanh(y), in float with one division for both.
+inline Vector<float> sigmoid_times_tanh(Vector<float> x, Vector<float> y) {
+  const Vector<float> e = exp_minus_one(-2 * absolute(y));
+  return with_sign(-e / ((1 + exp_of(-x)) * (e + 2)), y);
+}
+inline Vector<double> sigmoid_times_tanh(Vector<double> x, Vector<double> y) { return sigmoid(x) * tanh_of(y); }
+
 }  // inline namespace PYPOSEEXT_LEVEL
 }  // namespace pyposeext

@@ -53,11 +53,6 @@ void for_runs(const GaussianLossArguments& a, const Block& block, A* target, con
   for (int64_t y = block.first; y < block.last; ++y) body(row_of<T>(a, block, y), target + (y - block.first) * width, width);
 }
 
-template <typename T>
-Vector<Accumulate<T>> load_any(const T* from, int64_t stride, int64_t count) {
-  return stride == 1 ? load_vector(from, count) : load_strided(from, stride, count);
-}
-
 template <typename A>
 Vector<A> take_vector(A* from) {  // and leaves zeros
   const Vector<A> value = load_vector(from);
@@ -87,7 +82,7 @@ A sum_of_squares(const T* values, int64_t stride, A* target, int64_t count) {
   }
   for (; i < count; i += width) {
     const int64_t part = count - i < width ? count - i : width;
-    const Vector<A> difference = load_any(values + i * stride, stride, part) - take_vector(target + i, part);
+    const Vector<A> difference = load_strided(values + i * stride, stride, part) - take_vector(target + i, part);
     sum[0] = multiply_add(difference, difference, sum[0]);
   }
   return sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
@@ -166,7 +161,7 @@ void gradient_run(const T* values, int64_t stride, A* target, int64_t count, A f
   int64_t i = beyond ? kVectorBytes / int64_t(sizeof(T)) - beyond : 0;  // before the first address that can be streamed to
   if (i > count) i = count;
   const auto part = [&](int64_t from, int64_t size) {
-    store_vector(factor * (load_any(values + from * stride, stride, size) - take_vector(target + from, size)), out + from, size);
+    store_vector(factor * (load_strided(values + from * stride, stride, size) - take_vector(target + from, size)), out + from, size);
   };
   for (int64_t j = 0; j < i; j += width) part(j, i - j < width ? i - j : width);
   if (stride == 1)
