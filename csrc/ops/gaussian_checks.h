@@ -1,7 +1,6 @@
 // What gaussian_heatmaps and gaussian_mse_loss check and set up alike.
 #pragma once
 #include <cmath>
-#include <limits>
 #include <optional>
 
 #include "common/gaussian_math.h"
@@ -58,8 +57,8 @@ inline GaussianCall gaussian_call(const char* op, const Tensor& keypoints, const
   PYPOSEEXT_CHECK((rank == 3 || rank == 4) && keypoints.size(rank - 1) == 2, op, ": keypoints must be [B, K, 2] or [B, N, K, 2], got shape ",
                   shape_of(keypoints));
   check_device(op, "keypoints", keypoints);
-  PYPOSEEXT_CHECK(height >= 0 && width >= 0 && (width == 0 || height <= std::numeric_limits<int32_t>::max() / width), op,
-                  ": size must be two numbers from 0 with a product below 2^31, got ", height, " and ", width);
+  PYPOSEEXT_CHECK(height >= 0 && width >= 0 && (width == 0 || height <= (int64_t(1) << 30) / width) && height <= (1 << 30) && width <= (1 << 30), op,
+                  ": size must be two numbers from 0 with a product of at most 2^30, got ", height, " and ", width);
   a.dtype = maps_dtype;
   a.batch = keypoints.size(0);
   a.people = rank == 4 ? keypoints.size(1) : 1;

@@ -47,8 +47,8 @@ Tensor gaussian_mse_loss(const Tensor& prediction,              // [B, C, H, W]
   if (prediction.numel() == 0) return torch::stable::fill_(loss, 0.0);
   a.loss = loss.mutable_data_ptr();
   Tensor partial;
-  if (!prediction.is_cpu()) {
-    partial = empty_with_layout({prediction.size(0), prediction.size(1), segments_of(a.gaussians)}, loss.scalar_type(), prediction, false);
+  if (uses_cuda(prediction)) {
+    partial = empty_with_layout({prediction.size(0), prediction.size(1), segments_of(a)}, loss.scalar_type(), prediction, false);
     a.partial = partial.mutable_data_ptr();
   }
   PYPOSEEXT_LAUNCH(gaussian_mse_loss, prediction, a);

@@ -19,9 +19,12 @@ struct GaussianLossArguments {
   void* out;               // [B, C, H, W], the gradient of the prediction
 };
 
-// A CUDA block sums the squares of this many pixels of a map, or of this many of each of several maps.
-constexpr int64_t kSegmentPixels = 2048;
-inline int64_t segments_of(const GaussianArguments& a) { return (a.height * a.width + kSegmentPixels - 1) / kSegmentPixels; }
+// The pixels of a map that a CUDA block sums up, or of each of several maps where the channels of a pixel lie together.
+inline int64_t segment_pixels(bool packed) { return packed ? 512 : 2048; }
+inline int64_t segments_of(const GaussianLossArguments& a) {
+  const int64_t pixels = a.gaussians.height * a.gaussians.width, segment = segment_pixels(a.packed);
+  return (pixels + segment - 1) / segment;
+}
 
 inline namespace PYPOSEEXT_LEVEL {
 
