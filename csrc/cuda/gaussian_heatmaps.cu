@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kSegment = 2048, kPackedSegment = 512;  // pixels of a block
 
 template <typename T, int kCount>
-__global__ void __launch_bounds__(kThreads) draw_kernel(const GaussianHeatmapsArguments arguments, const Shares shares) {
+__global__ void draw_kernel(const GaussianHeatmapsArguments arguments, const Shares shares) {
   using A = Accumulate<T>;
   const GaussianArguments& a = arguments.gaussians;
   const int width = int(a.width);

@@ -34,7 +34,7 @@ __device__ A sum_over_lanes(A sum, int width, A* shared) {
 }
 
 template <typename T, int kCount>
-__global__ void __launch_bounds__(kThreads) squares_kernel(const GaussianLossArguments a, const Shares shares) {
+__global__ void squares_kernel(const GaussianLossArguments a, const Shares shares) {
   using A = Accumulate<T>;
   __shared__ A shared[kThreads];
   const int width = int(a.gaussians.width), thread = int(threadIdx.x);
@@ -79,7 +79,7 @@ __global__ void losses_kernel(const GaussianLossArguments a, const Shares shares
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads) total_kernel(const GaussianLossArguments a, const Shares shares) {  // one block
+__global__ void total_kernel(const GaussianLossArguments a, const Shares shares) {  // one block
   __shared__ double shared[kThreads];
   double sum = 0;
   for (int64_t map = threadIdx.x; map < a.gaussians.batch * shares.channels; map += kThreads) sum += map_loss<A>(a, shares, map);
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) total_kernel(const GaussianLossArgum
 }
 
 template <typename T, int kCount>
-__global__ void __launch_bounds__(kThreads) gradient_kernel(const GaussianLossArguments a, const Shares shares) {
+__global__ void gradient_kernel(const GaussianLossArguments a, const Shares shares) {
   using A = Accumulate<T>;
   const int width = int(a.gaussians.width);
   for (int64_t block = blockIdx.x; block < shares.blocks; block += gridDim.x) {
