@@ -55,9 +55,17 @@ struct Run {
     if (streamed) return stream_vector(value, data + i);
     store_vector(value, data + i);
   }
-
-  bool is_aligned() const { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; }
 };
+
+// Whether every row of a tensor begins at a multiple of a vector: a line that is written past the caches in part and
+// through them in part costs far more than either.
+template <typename T>
+bool has_aligned_rows(const ConvLstmArguments& a, const LstmOperand& operand) {
+  constexpr int64_t elements = kVectorBytes / int64_t(sizeof(T));
+  bool aligned = reinterpret_cast<uintptr_t>(operand.data) % kVectorBytes == 0 && operand.gate_stride % elements == 0;
+  for (int d = 0; d < 3; ++d) aligned = aligned && (a.size[d] == 1 || operand.stride[d] % elements == 0);
+  return aligned;
+}
 
 // The runs that both directions read.
 template <typename T, typename C>
@@ -98,11 +106,11 @@ template <typename T, typename C>
 void forward(const ConvLstmArguments& a) {
   const bool has_cell = a.cell.data != nullptr, store_tanh = a.store_tanh;
   const bool large = a.size[0] * a.size[1] * a.size[2] * a.size[3] * int64_t(sizeof(T) + sizeof(C)) >= kStreamedBytes;
+  const bool streamed = large && has_aligned_rows<T>(a, a.hidden) && has_aligned_rows<C>(a, a.next_cell);
   for_runs(a, [&](const Place& place, int64_t count) {
     const InputRuns<T, C> inputs(a, place);
     const Run<T> hidden(a.hidden, place);
     const Run<C> cell(a.next_cell, place);
-    const bool streamed = large && hidden.is_aligned() && cell.is_aligned();
     for_vectors<Accumulate<T>>(a.packed, count, [&](auto whole, int64_t i, int64_t size) {
       constexpr bool kWhole = decltype(whole)::value;
       const auto out = lstm_forward(inputs.template read<kWhole>(i, size), has_cell, store_tanh);
@@ -116,13 +124,13 @@ template <typename T, typename C>
 void backward(const ConvLstmArguments& a) {
   const bool has_cell = a.cell.data != nullptr, store_tanh = a.store_tanh;
   const bool large = a.size[0] * a.size[1] * a.size[2] * a.size[3] * int64_t(4 * sizeof(T) + sizeof(C)) >= kStreamedBytes;
+  const bool streamed = large && has_aligned_rows<T>(a, a.gradient_gates) && has_aligned_rows<C>(a, a.gradient_cell);
   for_runs(a, [&](const Place& place, int64_t count) {
     const InputRuns<T, C> inputs(a, place);
     const Run<T> of_hidden(a.gradient_hidden, place);
     const Run<C> of_next_cell(a.gradient_next_cell, place), of_cell(a.gradient_cell, place);
     const Run<T> of_input(a.gradient_gates, place, a.input_gate), of_forget(a.gradient_gates, place, a.forget_gate);
     const Run<T> of_cell_gate(a.gradient_gates, place, a.cell_gate), of_output(a.gradient_gates, place, a.output_gate);
-    const bool streamed = large && of_input.is_aligned() && of_forget.is_aligned() && of_cell_gate.is_aligned() && of_output.is_aligned() && of_cell.is_aligned();
     for_vectors<Accumulate<T>>(a.packed, count, [&](auto whole, int64_t i, int64_t size) {
       constexpr bool kWhole = decltype(whole)::value;
       const auto gradient = lstm_backward(inputs.template read<kWhole>(i, size), has_cell, store_tanh, of_hidden.template read<kWhole>(i, size),

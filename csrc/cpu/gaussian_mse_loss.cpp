@@ -153,33 +153,52 @@ void write_vector(Vector<Accumulate<T>> value, T* to, bool streamed) {
     store_vector(value, to);
 }
 
+// How many elements lie before the first address that can be streamed to.
+template <typename T>
+int64_t unaligned_count(const T* out, int64_t count) {
+  const int64_t beyond = int64_t(reinterpret_cast<uintptr_t>(out) % kVectorBytes) / int64_t(sizeof(T));
+  const int64_t before = beyond == 0 ? 0 : kVectorBytes / int64_t(sizeof(T)) - beyond;
+  return before < count ? before : count;
+}
+
 // factor * (values - target), for one factor.
 template <typename T, typename A>
 void gradient_run(const T* values, int64_t stride, A* target, int64_t count, A factor, T* out, bool streamed) {
   constexpr int64_t width = kWidth<A>;
-  const int64_t beyond = int64_t(reinterpret_cast<uintptr_t>(out) % kVectorBytes) / int64_t(sizeof(T));
-  int64_t i = beyond ? kVectorBytes / int64_t(sizeof(T)) - beyond : 0;  // before the first address that can be streamed to
-  if (i > count) i = count;
   const auto part = [&](int64_t from, int64_t size) {
     store_vector(factor * (load_strided(values + from * stride, stride, size) - take_vector(target + from, size)), out + from, size);
   };
+  int64_t i = unaligned_count(out, count);
   for (int64_t j = 0; j < i; j += width) part(j, i - j < width ? i - j : width);
   if (stride == 1)
     for (; i + width <= count; i += width) write_vector(factor * (load_vector(values + i) - take_vector(target + i)), out + i, streamed);
   for (; i < count; i += width) part(i, count - i < width ? count - i : width);
 }
 
-// The same with the factors of a pixel's channels, repeated as in sum_packed_squares. A factor of 0 gives 0, also times NaN.
+// The same with a factor for each channel of a pixel. A factor of 0 gives 0, also times NaN.
+template <typename A>
+Vector<A> packed_gradient(Vector<A> factor, Vector<A> difference) {
+  return factor == A(0) ? Vector<A>{} : factor * difference;
+}
+
+// `factors` holds those of a pixel's channels, and again as many as a vector has elements: a vector may begin with any.
 template <typename T, typename A>
-void gradient_packed(const T* values, A* target, int64_t count, int64_t channels, const std::vector<A>& factors, T* out) {
+void gradient_packed(const T* values, A* target, int64_t count, int64_t channels, const std::vector<A>& factors, T* out, bool streamed) {
   constexpr int64_t width = kWidth<A>;
-  int64_t j = 0;
-  for (int64_t i = 0; i < count; i += width, j = j + 1 == channels ? 0 : j + 1) {
-    const int64_t part = count - i < width ? count - i : width;
-    const Vector<A> factor = load_vector(factors.data() + j * width);
-    const Vector<A> gradient = factor * (load_vector(values + i, part) - take_vector(target + i, part));
-    store_vector(factor == A(0) ? Vector<A>{} : gradient, out + i, part);
+  int64_t i = unaligned_count(out, count);
+  const A* factor = factors.data();
+  for (int64_t j = 0, c = 0; j < i; ++j, c = c + 1 == channels ? 0 : c + 1) {
+    store(factor[c] == A(0) ? A(0) : factor[c] * (load(values[j]) - target[j]), out + j);
+    target[j] = A(0);
   }
+  int64_t phase = i % channels;  // the channel that the next vector begins with
+  const auto next = [&] {
+    const Vector<A> value = load_vector(factor + phase);
+    for (phase += width; phase >= channels;) phase -= channels;
+    return value;
+  };
+  for (; i + width <= count; i += width) write_vector(packed_gradient<A>(next(), load_vector(values + i) - take_vector(target + i)), out + i, streamed);
+  if (i < count) store_vector(packed_gradient<A>(next(), load_vector(values + i, count - i) - take_vector(target + i, count - i)), out + i, count - i);
 }
 
 template <typename T>
@@ -192,11 +211,12 @@ void backward(const GaussianLossArguments& a) {
     const int64_t count = (block.last - block.first) * width;
     if (a.packed) {
       thread_local std::vector<A> factors;
-      factors.resize(size_t(channels * kWidth<A>));
-      for (int64_t i = 0; i < channels * kWidth<A>; ++i)
+      factors.resize(size_t(channels + kWidth<A>));
+      for (int64_t i = 0; i < channels + kWidth<A>; ++i)
         factors[i] = i < channels ? gradient_factor<A>(a, block.b, i) : factors[i - channels];
       T* out = static_cast<T*>(a.out) + (block.b * pixels + block.first * width) * channels;
-      gradient_packed(row_of<T>(a, block, block.first), target.draw(block.b, 0, block.first, block.last), count * channels, channels, factors, out);
+      A* drawn = target.draw(block.b, 0, block.first, block.last);
+      gradient_packed(row_of<T>(a, block, block.first), drawn, count * channels, channels, factors, out, streamed);
       return;
     }
     T* out = static_cast<T*>(a.out) + (block.b * channels + block.channel) * pixels + block.first * width;
