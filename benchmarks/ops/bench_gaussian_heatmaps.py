@@ -16,7 +16,9 @@ from pyposeext.ops.gaussian_heatmaps import reference
 JOINTS = 17
 
 
-def numpy_patches(keypoints: Tensor, weights: Tensor, size: tuple[int, int], sigma: int) -> tuple[np.ndarray, np.ndarray]:
+def numpy_patches(
+    keypoints: Tensor, weights: Tensor, size: tuple[int, int], sigma: int
+) -> tuple[np.ndarray, np.ndarray]:
     """HRNet's target, patch by patch, as data loaders compute it."""
     joints, visible = keypoints.cpu().numpy(), weights.cpu().numpy().copy()
     height, width = size
@@ -58,7 +60,17 @@ def workload(
     item = torch.empty(0, dtype=options.get("dtype", torch.float32)).element_size()
     run = partial(ops.gaussian_heatmaps, mode=mode, **options)
     title = f"{mode} {batch}x{JOINTS}x{size[0]}x{size[1]}{name}"
-    return Workload(title, make, run, partial(reference, mode=mode, **options), peer, batch * channels * size[0] * size[1] * item)
+    return Workload(
+        title,
+        make,
+        run,
+        partial(reference, mode=mode, **options),
+        peer,
+        batch * channels * size[0] * size[1] * item,
+        dtype=options.get("dtype", torch.float32),
+        aim=2.5 if batch == 64 else 0,
+        headline="gaussian_heatmaps 64x17x96x72" if peer is numpy_patches and batch == 64 else "",
+    )
 
 
 if __name__ == "__main__":

@@ -195,16 +195,16 @@ inline Vector<float> load_vector(const float* from, int64_t count) { return _mm2
 inline void store_vector(Vector<float> value, float* to, int64_t count) { _mm256_maskstore_ps(to, first_lanes(count), value); }
 #endif
 
-// `count` elements, at most a vector's, that lie `stride` apart.
+// `count` elements, at most a vector's, that lie `stride` apart. Not inlined: a loop over packed elements stays small.
 template <typename T>
-inline Vector<Accumulate<T>> load_strided(const T* from, int64_t stride, int64_t count) {
+[[gnu::noinline]] Vector<Accumulate<T>> load_strided(const T* from, int64_t stride, int64_t count) {
   if (stride == 1) return load_vector(from, count);
   Vector<Accumulate<T>> value{};
   for (int64_t i = 0; i < count; ++i) value[i] = load(from[i * stride]);
   return value;
 }
 template <typename T>
-inline void store_strided(Vector<Accumulate<T>> value, T* to, int64_t stride, int64_t count) {
+[[gnu::noinline]] void store_strided(Vector<Accumulate<T>> value, T* to, int64_t stride, int64_t count) {
   if (stride == 1) return store_vector(value, to, count);
   for (int64_t i = 0; i < count; ++i) store(Accumulate<T>(value[i]), to + i * stride);
 }

@@ -115,9 +115,7 @@ def _double_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("pyposeext::gaussian_mse_loss", _backward, setup_context=_setup)
-torch.library.register_autograd(
-    "pyposeext::gaussian_mse_loss_backward", _double_backward, setup_context=_setup_double
-)
+torch.library.register_autograd("pyposeext::gaussian_mse_loss_backward", _double_backward, setup_context=_setup_double)
 
 
 def _target(

@@ -69,7 +69,10 @@ TestContract = contract_tests(
             for shape in ((0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0))
         ],
         errors=[
-            (lambda: ops.conv_lstm_cell(zeros(3, 4, 5)), r"gates must be \[B, gates \* C, H, W\], got shape \[3, 4, 5\]"),
+            (
+                lambda: ops.conv_lstm_cell(zeros(3, 4, 5)),
+                r"gates must be \[B, gates \* C, H, W\], got shape \[3, 4, 5\]",
+            ),
             (lambda: ops.conv_lstm_cell(zeros(1, 4, 2, 2).int()), "gates must be float32, float64"),
             (
                 lambda: ops.conv_lstm_cell(zeros(1, 6, 2, 2)),
@@ -164,7 +167,9 @@ def test_unipose_lstm(device: str) -> None:
 def test_a_float32_cell_goes_with_half_gates(device: str, dtype: torch.dtype, layout: str) -> None:
     """The cell keeps its dtype and accuracy over the frames; its gradient too."""
     gates, cell, hidden_gates, _ = make(0, "medium")
-    gates, hidden_gates = (with_layout(x.to(dtype), layout).to(device).requires_grad_(True) for x in (gates, hidden_gates))
+    gates, hidden_gates = (
+        with_layout(x.to(dtype), layout).to(device).requires_grad_(True) for x in (gates, hidden_gates)
+    )
     cell = with_layout(cell.float(), layout).to(device).requires_grad_(True)
     hidden, new_cell = ops.conv_lstm_cell(gates, cell, hidden_gates)
     assert (hidden.dtype, new_cell.dtype) == (dtype, torch.float32)
@@ -174,7 +179,9 @@ def test_a_float32_cell_goes_with_half_gates(device: str, dtype: torch.dtype, la
     torch.testing.assert_close(new_cell, want_cell.float(), rtol=0, atol=1e-6)
     torch.testing.assert_close(hidden.double(), want_hidden, rtol=0, atol=8e-3)
     have = torch.autograd.grad([hidden, new_cell], leaves, [torch.ones_like(hidden), new_cell.detach()])
-    want = torch.autograd.grad([want_hidden, want_cell], exact, [torch.ones_like(want_hidden), new_cell.detach().double()])
+    want = torch.autograd.grad(
+        [want_hidden, want_cell], exact, [torch.ones_like(want_hidden), new_cell.detach().double()]
+    )
     torch.testing.assert_close(have[1], want[1].float(), rtol=0, atol=1e-5)
     for of_half, of_double in zip(have, want, strict=True):
         torch.testing.assert_close(of_half.double(), of_double, rtol=1e-2, atol=1e-3)
@@ -193,7 +200,9 @@ def test_autocast_convolutions(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("layouts", [("channels_last", "contiguous"), ("contiguous", "channels_last"), ("sliced", "contiguous")])
+@pytest.mark.parametrize(
+    "layouts", [("channels_last", "contiguous"), ("contiguous", "channels_last"), ("sliced", "contiguous")]
+)
 def test_layouts_may_differ(device: str, layouts: tuple[str, str]) -> None:
     gates, cell, hidden_gates, _ = make(0, "medium")
     want = module.reference(gates, cell, hidden_gates)

@@ -75,7 +75,10 @@ class TestContract(
                     lambda: ops.gaussian_heatmaps(torch.zeros(1, 3, 2), torch.zeros(1, 2), (4, 5)),
                     r"weights must have the shape of keypoints without its last dimension, \[1, 3, 2\], got shape \[1, 2\]",
                 ),
-                (lambda: draw(size=(-1, 5)), "size must be two numbers from 0 with a product of at most 2\\^30, got -1 and 5"),
+                (
+                    lambda: draw(size=(-1, 5)),
+                    "size must be two numbers from 0 with a product of at most 2\\^30, got -1 and 5",
+                ),
                 (lambda: draw(size=(1 << 20, 1 << 20)), "size must be two numbers"),
                 (lambda: draw(sigma=0.0), "sigma must be a positive number, got 0"),
                 (lambda: draw(sigma=nan), "sigma must be a positive number, got nan"),
@@ -92,7 +95,9 @@ class TestContract(
     pass
 
 
-def hrnet_target(joints: np.ndarray, visible: np.ndarray, size: tuple[int, int], sigma: int) -> tuple[np.ndarray, np.ndarray]:
+def hrnet_target(
+    joints: np.ndarray, visible: np.ndarray, size: tuple[int, int], sigma: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The published patch by patch target, one person."""
     height, width = size
     reach, weights = 3 * sigma, visible.copy()
@@ -217,9 +222,7 @@ def test_flowing_convnets(device: str) -> None:
     maps, weights = ops.gaussian_heatmaps(keypoints, None, 64, sigma, "unbiased", amplitude=amplitude, outside="keep")
     assert abs(float(maps[0, 0, 32, 32]) - 1.0638) < 1e-4
     assert abs(float(maps[0, 0].sum()) - 15.04) < 5e-3
-    torch.testing.assert_close(
-        float(maps[0, 1, 30, 0]), amplitude * math.exp(-64 / (2 * sigma**2)), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(float(maps[0, 1, 30, 0]), amplitude * math.exp(-64 / (2 * sigma**2)), rtol=1e-4, atol=0)
     assert weights.tolist() == [[1, 1]]
 
 
@@ -260,7 +263,9 @@ def test_lstm_pose_machines(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_absent_person_asks_for_an_empty_map(device: str, dtype: torch.dtype) -> None:
-    maps, weights = ops.gaussian_heatmaps(torch.full((1, 3, 2), nan, device=device), None, 8, outside="keep", dtype=dtype)
+    maps, weights = ops.gaussian_heatmaps(
+        torch.full((1, 3, 2), nan, device=device), None, 8, outside="keep", dtype=dtype
+    )
     assert maps.dtype == dtype
     assert weights.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert int((maps != 0).sum()) == 0

@@ -221,7 +221,9 @@ def test_offsets_beyond_32_bits() -> None:
     prediction = storage.as_strided((2, 2, 3, 4), (2**31, 12, 4, 1))
     prediction.copy_(torch.randn(2, 2, 3, 4))
     keypoints = torch.rand(2, 2, 2) * 3
-    assert torch.equal(ops.gaussian_mse_loss(prediction, keypoints), ops.gaussian_mse_loss(prediction.clone(), keypoints))
+    assert torch.equal(
+        ops.gaussian_mse_loss(prediction, keypoints), ops.gaussian_mse_loss(prediction.clone(), keypoints)
+    )
 
 
 @settings(max_examples=50, deadline=None)
