@@ -37,8 +37,8 @@ def workload(
 
         return call
 
-    # In units of the state. Forward: gates and cell in, hidden and cell out. Backward: the same and two gradients in, the
-    # gradients of the gates (one for both) and of the cell out.
+    # In units of the state. Forward: gates and cell in, hidden and cell out. Backward: the same and two gradients in,
+    # the gradients of the gates (one for both) and of the cell out.
     gates = 8 if hidden_gates else 4
     units = gates + 1 + 2 + (gates + 1 + 2 + 4 + 1 if backward else 0)
     bytes = units * batch * channels * 46 * 46 * torch.empty(0, dtype=dtype).element_size()

@@ -1,4 +1,4 @@
-"""gaussian_heatmaps of 64 people; the peers are the published NumPy loop over patches and the outer product in torch."""
+"""gaussian_heatmaps of 64 people; the peers are the published loop over patches in NumPy and torch's outer product."""
 
 from __future__ import annotations
 

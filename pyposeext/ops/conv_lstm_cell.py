@@ -26,27 +26,28 @@ def conv_lstm_cell(
             their sigmoids and tanh. float32, float64, float16 or bfloat16, any strides; channels_last stays
             channels_last. Without a cell also [B, 3 * C, H, W], without the forget gate.
         cell: [B, C, H, W], the previous state, any strides, or None on a first frame, when sigmoid(f) * cell is left
-            out. Of `gates`' dtype, or float32 where that has 16 bits: then the state keeps its accuracy over the frames,
-            also under autocast.
-        hidden_gates: added to `gates`, of its shape and dtype, any strides: the convolution of the previous hidden state,
-            so that the sum of the two need not be stored.
-        gate_order: the order of the gates: i input, f forget, g cell, o output. "ifgo" is torch.nn.LSTM's; "gifo" that of
-            LSTM Pose Machines; without a cell also three letters such as "gio" (UniPose-LSTM's first frame).
+            out. Of `gates`' dtype, or float32 where that has 16 bits: then the state keeps its accuracy over the
+            frames, also under autocast.
+        hidden_gates: added to `gates`, of its shape and dtype, any strides: the convolution of the previous hidden
+            state, so that the sum of the two need not be stored.
+        gate_order: the order of the gates: i input, f forget, g cell, o output. "ifgo" is torch.nn.LSTM's; "gifo" that
+            of LSTM Pose Machines; without a cell also three letters such as "gio" (UniPose-LSTM's first frame).
         store_tanh: the new cell is stored after its tanh, and hidden = sigmoid(o) * new_cell: the first frame of
             UniPose-LSTM and of the PyTorch port of LSTM Pose Machines, whose Caffe net stores it without.
-        cell_dtype: of the new cell, by default the cell's dtype, or without one that of `gates`; float32 with gates of 16
-            bits starts an accurate state.
+        cell_dtype: of the new cell, by default the cell's dtype, or without one that of `gates`; float32 with gates of
+            16 bits starts an accurate state.
 
     Returns:
-        hidden, in `gates`' dtype, and the new cell; both [B, C, H, W] in `gates`' layout. Computed in float32 (float64 for
-        float64) and rounded once. float32 values are within 4 units in the last place of float64's where the activations
-        alone decide; a sigmoid below 1e-38 is rounded up to that. NaN and infinities spread by the rules of arithmetic.
+        hidden, in `gates`' dtype, and the new cell; both [B, C, H, W] in `gates`' layout. Computed in float32 (float64
+        for float64) and rounded once. float32 values are within 4 units in the last place of float64's where the
+        activations alone decide; a sigmoid below 1e-38 is rounded up to that. NaN and infinities spread by the rules
+        of arithmetic.
 
     Raises:
         RuntimeError: a wrong rank, shape, dtype, device or gate order; a second derivative.
 
-    Differentiable once with respect to `gates`, `hidden_gates` and `cell`; activations are computed again in the backward
-    rather than stored. Deterministic.
+    Differentiable once with respect to `gates`, `hidden_gates` and `cell`; activations are computed again in the
+    backward rather than stored. Deterministic.
     """
     of_cell = cell_dtype or (gates if cell is None else cell).dtype
     name = str(of_cell).removeprefix("torch.")

@@ -38,18 +38,18 @@ def gaussian_heatmaps(
         weights: [B, K] or [B, N, K], any float dtype, or None for 1. Only a joint whose weight is above 0 is drawn.
         size: (height, width) of the maps.
         sigma: in pixels of the heatmap.
-        mode: "msra": the centre rounded to floor(u + 0.5) and the Gaussian cut to the pixels within floor(3 sigma) of it
-            along each axis (simple baselines, HRNet and what builds on them: 2 for 64 x 48, 3 for 96 x 72; HRNet's code
-            rounds towards 0, which differs for -1.5 < u < -0.5 only). "udp": the same square around the real centre
-            (Huang et al. 2020). "unbiased": the whole map around the real centre (Zhang et al. 2020, DARK; UniPose,
-            Flowing ConvNets, LSTM Pose Machines).
+        mode: "msra": the centre rounded to floor(u + 0.5) and the Gaussian cut to the pixels within floor(3 sigma) of
+            it along each axis (simple baselines, HRNet and what builds on them: 2 for 64 x 48, 3 for 96 x 72; HRNet's
+            code rounds what is negative towards 0, so there a joint outside the map may lie a pixel nearer to it).
+            "udp": the same square around the real centre (Huang et al. 2020). "unbiased": the whole map around the
+            real centre (Zhang et al. 2020, DARK; UniPose, Flowing ConvNets, LSTM Pose Machines).
         amplitude: the value at the centre. Flowing ConvNets: 4 / (1.5 * sqrt(2 pi)) with sigma 1.5.
         cutoff: smaller values become 0. UniPose: 0.0099. LSTM Pose Machines: 0.01.
         background: "first" or "last" adds a channel of max(0, 1 - the maximum over the joints): UniPose, LSTM Pose
             Machines.
         outside: what becomes of a joint whose square of 3 sigma misses the map. "ignore": weight 0, nothing drawn.
-            "keep": the weight stays, and under "unbiased" the tail is drawn. Then also a keypoint that is NaN or infinite
-            keeps its weight and asks for an empty map, as for people who are absent from a frame.
+            "keep": the weight stays, and under "unbiased" the tail is drawn. Then also a keypoint that is NaN or
+            infinite keeps its weight and asks for an empty map, as for people who are absent from a frame.
         dtype: of the maps: float32, float64, float16 or bfloat16.
         channels_last: the memory layout of the maps.
 

@@ -34,8 +34,8 @@ def gaussian_mse_loss(
     JointsMSELoss): samples of weight 0 count in the mean, and a weight of 1.5 counts as 2.25.
 
     Args:
-        prediction: [B, K, H, W] (K + 1 with a background, whose weight is 1), float32, float64, float16 or bfloat16, any
-            strides; channels_last and contiguous maps are read without a copy, and so is every other layout.
+        prediction: [B, K, H, W] (K + 1 with a background, whose weight is 1), float32, float64, float16 or bfloat16,
+            any strides; channels_last and contiguous maps are read without a copy, and so is every other layout.
         keypoints, weights, sigma, mode, amplitude, cutoff, background, outside: as in `gaussian_heatmaps`.
         reduction: "none": [B, K], the losses. From them come the hard-keypoint loss (the mean of the 8 largest of a
             sample) and others: twice the mean is F.mse_loss; H * W times the sum is half of the sum of squares (Flowing
@@ -50,8 +50,8 @@ def gaussian_mse_loss(
     Raises:
         RuntimeError: a wrong rank, shape, dtype, device or option.
 
-    Differentiable, as often as wished, with respect to `prediction` alone; the gradient has its dtype and layout. Second
-    derivatives build the target, the first do not.
+    Differentiable, as often as wished, with respect to `prediction` alone; the gradient has its dtype and layout.
+    Second derivatives build the target, the first do not.
     """
     return torch.ops.pyposeext.gaussian_mse_loss(
         prediction,

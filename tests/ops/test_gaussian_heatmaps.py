@@ -73,7 +73,7 @@ class TestContract(
                 (lambda: ops.gaussian_heatmaps(torch.zeros(1, 3, 2).int(), None, (4, 5)), "keypoints must be float32"),
                 (
                     lambda: ops.gaussian_heatmaps(torch.zeros(1, 3, 2), torch.zeros(1, 2), (4, 5)),
-                    r"weights must have the shape of keypoints without its last dimension, \[1, 3, 2\], got shape \[1, 2\]",
+                    r"weights must have the shape of keypoints without its last dimension, \[1, 3, 2\], got shape",
                 ),
                 (
                     lambda: draw(size=(-1, 5)),
@@ -144,7 +144,8 @@ def test_a_patch_inside_the_map(device: str, sigma: int, side: int) -> None:
     assert int((map > 0).sum()) == side * side
     reach = side // 2
     patch = map[30 - reach : 31 + reach, 24 - reach : 25 + reach]
-    assert torch.equal(patch, patch.flip(0)) and torch.equal(patch, patch.flip(1)) and torch.equal(patch, patch.T)
+    for mirrored in (patch.flip(0), patch.flip(1), patch.T):
+        assert torch.equal(patch, mirrored)
 
 
 @pytest.mark.parametrize("device", DEVICES)
