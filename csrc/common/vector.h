@@ -98,7 +98,11 @@ inline Vector<float> widen(Vector16Bit bits, Half) {
 }
 
 inline Vector<float> widen(Vector16Bit bits, BFloat16) {
+#if defined(__AVX512F__)  // the compiler would convert half a vector at a time
+  return bits_as<Vector<float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits_as<__m256i>(bits)), 16));
+#else
   return bits_as<Vector<float>>(__builtin_convertvector(bits, Vector<uint32_t>) << 16);
+#endif
 }
 
 inline Vector16Bit narrow(Vector<float> value, Half) {
@@ -120,7 +124,12 @@ inline Vector16Bit narrow(Vector<float> value, Half) {
 inline Vector16Bit narrow(Vector<float> value, BFloat16) {  // to nearest even; a NaN stays one, as in numeric.h
   const auto bits = bits_as<Vector<uint32_t>>(value);
   const Vector<uint32_t> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, quiet = (bits >> 16) | 0x40;
-  return __builtin_convertvector(value != value ? quiet : rounded, Vector16Bit);
+  const Vector<uint32_t> chosen = value != value ? quiet : rounded;
+#if defined(__AVX512F__)
+  return bits_as<Vector16Bit>(_mm512_cvtepi32_epi16(bits_as<__m512i>(chosen)));
+#else
+  return __builtin_convertvector(chosen, Vector16Bit);
+#endif
 }
 
 // kWidth<Accumulate<T>> neighbouring elements, at any address.
@@ -187,6 +196,20 @@ inline __m256i first_lanes(int64_t count) { return _mm256_cmpgt_epi32(_mm256_set
 inline Vector<float> load_vector(const float* from, int64_t count) { return _mm256_maskload_ps(from, first_lanes(count)); }
 inline void store_vector(Vector<float> value, float* to, int64_t count) { _mm256_maskstore_ps(to, first_lanes(count), value); }
 #endif
+
+// `count` elements, at most a vector's, that lie `stride` apart. Not inlined: a loop over packed elements stays small.
+template <typename T>
+[[gnu::noinline]] Vector<Accumulate<T>> load_strided(const T* from, int64_t stride, int64_t count) {
+  if (stride == 1) return load_vector(from, count);
+  Vector<Accumulate<T>> value{};
+  for (int64_t i = 0; i < count; ++i) value[i] = load(from[i * stride]);
+  return value;
+}
+template <typename T>
+[[gnu::noinline]] void store_strided(Vector<Accumulate<T>> value, T* to, int64_t stride, int64_t count) {
+  if (stride == 1) return store_vector(value, to, count);
+  for (int64_t i = 0; i < count; ++i) store(Accumulate<T>(value[i]), to + i * stride);
+}
 
 // Past the caches, for results too large to be read again from them: `to` must be aligned to kVectorBytes. A kernel that
 // uses it calls end_streaming() on each thread before it returns.

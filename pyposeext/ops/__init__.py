@@ -4,7 +4,10 @@ Each module beside this one holds the public function, its fake kernel and autog
 computation in plain PyTorch.
 """
 
+from pyposeext.ops.conv_lstm_cell import conv_lstm_cell
 from pyposeext.ops.flow_warp import flow_warp
+from pyposeext.ops.gaussian_heatmaps import gaussian_heatmaps
+from pyposeext.ops.gaussian_mse_loss import gaussian_mse_loss
 from pyposeext.ops.heatmap_argmax import heatmap_argmax
 from pyposeext.ops.multiscale_roi_align import multiscale_roi_align
 from pyposeext.ops.nms import batched_nms, nms, nms_padded
@@ -15,7 +18,10 @@ from pyposeext.ops.tube_roi_align import tube_roi_align
 
 __all__ = [
     "batched_nms",
+    "conv_lstm_cell",
     "flow_warp",
+    "gaussian_heatmaps",
+    "gaussian_mse_loss",
     "heatmap_argmax",
     "multiscale_roi_align",
     "nms",
