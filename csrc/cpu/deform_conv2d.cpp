@@ -14,7 +14,7 @@ void gather_run(const PixelBlock<A>& block, const SamplePlan<A>& plan, const Sou
     Vector<A> weight[4];
     for (int k = 0; k < 4; ++k) {
       corner[k] = source.corner(plan.corner[k][p], channel, zeros);
-      weight[k] = broadcast(plan.weight[k][p] * plan.mask[p]);
+      weight[k] = broadcast(plan.scale[k][p]);
     }
     int64_t c = 0;
     for (; c + kWidth<A> <= channels; c += kWidth<A>) {
@@ -35,8 +35,7 @@ void gather_channel(const PixelBlock<A>& block, const SamplePlan<A>& plan, const
   const S* zeros = zero_channels<S>();
   for (int64_t p = 0; p < block.count; ++p) {
     A sum = A(0);
-    for (int k = 0; k < 4; ++k)
-      sum = multiply_add(plan.weight[k][p] * plan.mask[p], A(load(*source.corner(plan.corner[k][p], channel, zeros))), sum);
+    for (int k = 0; k < 4; ++k) sum = multiply_add(plan.scale[k][p], A(load(*source.corner(plan.corner[k][p], channel, zeros))), sum);
     columns[p * kColumnStride] = sum;
   }
 }

@@ -2,6 +2,7 @@
 // a time, where each tap samples, and the weights packed for the matrix product.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "common/channels_last.h"
@@ -133,7 +134,7 @@ inline std::vector<Scratch<Accumulate<T>>> pack_weights(const DeformConv2dArgume
 // Output pixels [first, first + count) of an image, and the positions of their first tap.
 template <typename A> struct PixelBlock {
   int64_t image, first, count;
-  A y[kBlockPixels], x[kBlockPixels];
+  A y[kBlockPixels] = {}, x[kBlockPixels] = {};
 
   PixelBlock(const DeformConv2dArguments& a, int64_t image_number, int64_t first_pixel)
       : image(image_number), first(first_pixel), count(std::min(kBlockPixels, a.out_height * a.out_width - first_pixel)) {
@@ -146,12 +147,15 @@ template <typename A> struct PixelBlock {
 
 inline int64_t blocks_of(const DeformConv2dArguments& a) { return (a.out_height * a.out_width + kBlockPixels - 1) / kBlockPixels; }
 
+template <typename A> using IntegerOfSize = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+
 // Where one tap of one offset group samples, for the pixels of a block.
 template <typename A> struct SamplePlan {
-  int32_t corner[4][kBlockPixels];  // the number of the pixel, or -1
+  IntegerOfSize<A> corner[4][kBlockPixels];  // the number of the pixel, or -1
   A fraction_y[kBlockPixels], fraction_x[kBlockPixels];
   A mask[kBlockPixels];
-  A weight[4][kBlockPixels];  // of the corners, without the mask
+  A weight[4][kBlockPixels], scale[4][kBlockPixels];  // of the corners: without the mask, and times the mask
+  A dy[kBlockPixels], dx[kBlockPixels];
 };
 
 template <typename T, typename A>
@@ -166,26 +170,52 @@ inline void read_channel(const DeformMaps& maps, int64_t channel, int64_t width,
   }
 }
 
+// deform_axis of common/deform_conv2d_math.h, a vector at a time.
+template <typename A> struct AxisVectors {
+  Vector<IntegerOfSize<A>> low, inside;  // inside: all bits or none
+  Vector<A> fraction;
+
+  AxisVectors(Vector<A> position, int64_t size) {
+    inside = (position >= A(-1)) & (position < A(size));
+    const Vector<A> safe = inside ? position : Vector<A>{}, whole = floor(safe);
+    low = __builtin_convertvector(whole, Vector<IntegerOfSize<A>>);
+    fraction = safe - whole;
+  }
+};
+
+template <typename A>
+inline void fill_vector(const DeformConv2dArguments& a, const AxisVectors<A>& y, const AxisVectors<A>& x, int64_t p, SamplePlan<A>* plan) {
+  using I = IntegerOfSize<A>;
+  const Vector<I> number = y.low * I(a.width) + x.low;
+  const Vector<I> row[2] = {y.inside & (y.low >= 0), y.inside & (y.low < I(a.height - 1))};
+  const Vector<I> column[2] = {x.inside & (x.low >= 0), x.inside & (x.low < I(a.width - 1))};
+  const Vector<A> weight_y[2] = {A(1) - y.fraction, y.fraction}, weight_x[2] = {A(1) - x.fraction, x.fraction}, mask = load_vector(plan->mask + p);
+  for (int k = 0; k < 4; ++k) {
+    const Vector<I> corner = (number + I(k / 2 * a.width + k % 2)) | ~(row[k / 2] & column[k % 2]);
+    const Vector<A> weight = weight_y[k / 2] * weight_x[k % 2];
+    std::memcpy(plan->corner[k] + p, &corner, sizeof corner);
+    store_vector(weight, plan->weight[k] + p);
+    store_vector(weight * mask, plan->scale[k] + p);
+  }
+  store_vector(y.fraction, plan->fraction_y + p);
+  store_vector(x.fraction, plan->fraction_x + p);
+}
+
+// What lies beyond the block's last pixel, to the end of a vector, is filled from old values and never used.
 template <typename T, typename A>
 inline void fill_plan(const DeformConv2dArguments& a, const PixelBlock<A>& block, int64_t offset_group, int64_t tap, SamplePlan<A>* plan) {
   const int64_t sample = offset_group * deform_taps(a) + tap;
   const A tap_y = A(tap / a.kernel_width * a.dilation_y), tap_x = A(tap % a.kernel_width * a.dilation_x);
-  const int32_t height = int32_t(a.height), width = int32_t(a.width);
-  A dy[kBlockPixels], dx[kBlockPixels];
-  read_channel<A>(a.offset, 2 * sample, a.out_width, block, dy);
-  read_channel<A>(a.offset, 2 * sample + 1, a.out_width, block, dx);
+  read_channel<A>(a.offset, 2 * sample, a.out_width, block, plan->dy);
+  read_channel<A>(a.offset, 2 * sample + 1, a.out_width, block, plan->dx);
   if (a.mask.data != nullptr)
     read_channel<T>(a.mask, sample, a.out_width, block, plan->mask);
   else
     std::fill_n(plan->mask, block.count, A(1));
-  for (int64_t p = 0; p < block.count; ++p) {
-    const DeformAxis<A> y = deform_axis(block.y[p] + tap_y + dy[p], A(height)), x = deform_axis(block.x[p] + tap_x + dx[p], A(width));
-    plan->fraction_y[p] = y.fraction;
-    plan->fraction_x[p] = x.fraction;
-    for (int k = 0; k < 4; ++k) {
-      plan->corner[k][p] = deform_corner(y, x, k, height, width);
-      plan->weight[k][p] = deform_weight(y.fraction, x.fraction, k);
-    }
+  for (int64_t p = 0; p < block.count; p += kWidth<A>) {
+    const AxisVectors<A> y(load_vector(block.y + p) + tap_y + load_vector(plan->dy + p), a.height);
+    const AxisVectors<A> x(load_vector(block.x + p) + tap_x + load_vector(plan->dx + p), a.width);
+    fill_vector(a, y, x, p, plan);
   }
 }
 
@@ -194,7 +224,7 @@ template <typename S> struct Source {
   const S* data;
   int64_t stride;  // from pixel to pixel
 
-  const S* corner(int32_t number, int64_t channel, const S* zeros) const { return number < 0 ? zeros : data + number * stride + channel; }
+  const S* corner(int64_t number, int64_t channel, const S* zeros) const { return number < 0 ? zeros : data + number * stride + channel; }
 };
 
 template <typename S>

@@ -43,8 +43,8 @@ void run_backward(const PixelBlock<A>& block, const SamplePlan<A>& plan, const S
     Vector<A> weight[4], products[4] = {};
     for (int k = 0; k < 4; ++k) {
       corner[k] = source.corner(plan.corner[k][p], channel, zeros);
-      target[k] = plan.corner[k][p] < 0 ? outside : run.input_gradient + plan.corner[k][p] * run.stride;
-      weight[k] = broadcast(plan.weight[k][p] * plan.mask[p]);
+      target[k] = plan.corner[k][p] < 0 ? outside : run.input_gradient + int64_t(plan.corner[k][p]) * run.stride;
+      weight[k] = broadcast(plan.scale[k][p]);
     }
     const auto step = [&](int64_t c, auto... count) {
       const Vector<A> of_column = load_vector(gradient + c, count...);
@@ -75,8 +75,8 @@ void channel_backward(const PixelBlock<A>& block, const SamplePlan<A>& plan, con
     const A gradient = run.gradient[p * kColumnStride];
     A column = A(0);
     for (int k = 0; k < 4; ++k) {
-      const int32_t number = plan.corner[k][p];
-      const A value = *source.corner(number, channel, zeros), weight = plan.weight[k][p] * plan.mask[p];
+      const int64_t number = plan.corner[k][p];
+      const A value = *source.corner(number, channel, zeros), weight = plan.scale[k][p];
       A* target = number < 0 ? &outside : run.input_gradient + number * run.stride;
       column = multiply_add(weight, value, column);
       product[k][p] += gradient * value;
