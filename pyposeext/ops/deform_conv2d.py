@@ -75,7 +75,9 @@ def _fake(input, offset, weight, bias, mask, stride, padding, dilation):  # type
 def _fake_backward(gradient, input, offset, weight, mask, stride, padding, dilation, wanted):  # type: ignore[no-untyped-def]
     tensors = [input, offset, weight, None, mask]
     results = [
-        empty_with_layout(tensor, tensor.shape, is_channels_last(tensor)) if want and tensor is not None else input.new_empty(0)
+        empty_with_layout(tensor, tensor.shape, is_channels_last(tensor))
+        if want and tensor is not None
+        else input.new_empty(0)
         for tensor, want in zip(tensors, wanted, strict=True)
     ]
     if wanted[3]:
@@ -124,7 +126,11 @@ def reference(
     tap = torch.arange(taps, device=input.device)
     tap_y, tap_x = (tap // kernel[1] * dilation_y).to(input.dtype), (tap % kernel[1] * dilation_x).to(input.dtype)
     offset = offset.to(input.dtype).reshape(batch, shared, taps, 2, out_height, out_width)
-    y = (torch.arange(out_height, **factory) * stride_y - padding_y)[:, None] + tap_y[:, None, None] + offset[:, :, :, 0]
+    y = (
+        (torch.arange(out_height, **factory) * stride_y - padding_y)[:, None]
+        + tap_y[:, None, None]
+        + offset[:, :, :, 0]
+    )
     x = (torch.arange(out_width, **factory) * stride_x - padding_x) + tap_x[:, None, None] + offset[:, :, :, 1]
     inside = (y >= -1) & (y < height) & (x >= -1) & (x < width)
     y, x = torch.where(inside, y, 0.0), torch.where(inside, x, 0.0)
