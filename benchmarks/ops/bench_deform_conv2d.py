@@ -25,6 +25,8 @@ def workload(
     backward: bool = False,
     layout: torch.memory_format = torch.contiguous_format,
     dtype: torch.dtype = torch.float32,
+    aim: float = 0,
+    headline: str = "",
 ) -> Workload:
     taps = KERNEL * KERNEL
 
@@ -47,7 +49,7 @@ def workload(
         return call
 
     pixels, item = batch * height * width, torch.empty(0, dtype=dtype).element_size()
-    # Forward: input, offsets and mask in, output out. Backward: these and the output's gradient in, their gradients out.
+    # Forward: input, offsets and mask in, output out. Backward: these and the output's gradient in, gradients out.
     size = pixels * ((channels + outputs + offset_groups * taps) * item + 2 * offset_groups * taps * 4)
     operations = 2 * pixels * taps * channels * outputs
     parts = 3 if backward else 1
@@ -61,6 +63,9 @@ def workload(
         run(peer) if peer is not None else None,
         size * parts,
         operations * parts,
+        dtype=dtype,
+        aim=aim,
+        headline=headline,
     )
 
 
@@ -70,14 +75,14 @@ if __name__ == "__main__":
     main(
         "deform_conv2d",
         [
-            workload(*people),
+            workload(*people, aim=2.5, headline="deform_conv2d forward"),
             workload(*people, layout=torch.channels_last),
             workload(*people, dtype=torch.bfloat16),
-            workload(*detector),
+            workload(*detector, aim=1.5),
             workload(*detector, layout=torch.channels_last),
             workload(*joints),
             workload(*family),
-            workload(*people, backward=True),
+            workload(*people, backward=True, headline="deform_conv2d forward and backward"),
             workload(*detector, backward=True),
             workload(*joints, backward=True),
         ],

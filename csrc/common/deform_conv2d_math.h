@@ -21,7 +21,16 @@ struct DeformConv2dArguments {
   DeformMaps bias;     // [O], or none: 0
   DeformMaps out;      // [N, O, OH, OW]: the result, or its gradient in the backward
   DeformMaps input_gradient, offset_gradient, mask_gradient, weight_gradient, bias_gradient;  // none: not wanted
-  void* scratch;       // CUDA: what deform_conv2d_scratch says
+  // CUDA only: copies that the op makes, and the scratch of the backward.
+  const void* packed_input;     // [N, H, W, C]
+  const void* packed_gradient;  // [N, OH, OW, O]
+  const void* packed_weight;    // forward: [C / groups, taps, O]; backward: [O, taps, C / groups]
+  int32_t* cell;                // [N, offset groups, taps, OH * OW]: the cell that each sample lies in
+  const int32_t* sorted_cell;   // the same, rising in each row
+  const int64_t* order;         // the output pixel that each entry of sorted_cell belongs to
+  int32_t* begin;               // [N, offset groups, taps, cells + 1]: the first entry of each cell
+  void* weight_sums;            // [splits, groups, taps * C / groups, O / groups], in the type that sums are kept in
+  int64_t splits;               // parts of the output pixels that are summed apart
 };
 
 inline namespace PYPOSEEXT_LEVEL {
@@ -64,6 +73,16 @@ PYPOSEEXT_HOST_DEVICE A deform_slope_y(const A* corner, A fraction_x) {
 template <typename A>
 PYPOSEEXT_HOST_DEVICE A deform_slope_x(const A* corner, A fraction_y) {
   return (A(1) - fraction_y) * (corner[1] - corner[0]) + fraction_y * (corner[3] - corner[2]);
+}
+
+// The gradient of the input is gathered on CUDA: no two threads write one element, and the order of every sum is fixed.
+// Cells are numbered (low_y + 1) * (W + 1) + low_x + 1, low from -1, so that all samples with one pixel as a corner are found
+// in two pairs of neighbouring cells. Samples in no cell get the number after the last.
+PYPOSEEXT_HOST_DEVICE int64_t deform_cell_count(const DeformConv2dArguments& a) { return (a.height + 1) * (a.width + 1); }
+
+// The first of the two cells above pixel (y, x) (side 0), where it is corner 3 and 2, or below (side 1), where it is 1 and 0.
+PYPOSEEXT_HOST_DEVICE int64_t deform_first_cell(const DeformConv2dArguments& a, int64_t y, int64_t x, int side) {
+  return (y + side) * (a.width + 1) + x;
 }
 
 }  // inline namespace PYPOSEEXT_LEVEL

@@ -170,6 +170,13 @@ inline void read_channel(const DeformMaps& maps, int64_t channel, int64_t width,
   }
 }
 
+template <typename T, typename A>
+inline void write_channel(const DeformMaps& maps, int64_t channel, int64_t width, const PixelBlock<A>& block, const A* values) {
+  const PixelMaps<T> channel_maps = image_maps<T>(maps, block.image, channel, width);
+  if (channel_maps.rows_join() && channel_maps.column_stride == 1) return copy_row(block.count, values, channel_maps.data + block.first);
+  for (int64_t p = 0; p < block.count; ++p) store(values[p], channel_maps.pixel(block.first + p));
+}
+
 // deform_axis of common/deform_conv2d_math.h, a vector at a time.
 template <typename A> struct AxisVectors {
   Vector<IntegerOfSize<A>> low, inside;  // inside: all bits or none

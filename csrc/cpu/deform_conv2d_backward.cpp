@@ -101,7 +101,8 @@ struct Backward {
   std::vector<std::vector<Scratch<A>>> weights;       // of each slice: [chunk, part, piece]
   std::vector<Scratch<A>> weight_sums;                // of each range of images: [channels * taps, weight_stride]
   std::vector<Scratch<A>> bias_sums;                  // of each range of images: [outputs]
-  std::vector<A> plane_sums;                          // [plane, 3: dy, dx, mask, N, pixels]
+  bool whole = true;                                  // each offset group is in one slice, and in one chunk at each tap
+  std::vector<A> plane_sums;                          // [plane, 3: dy, dx, mask, N, pixels]: only where that is not so
   int64_t scratch_blocks = 0;                         // [pixels, kColumnStride] of scratch that the pieces take
 
   explicit Backward(const DeformConv2dArguments& arguments) : a(arguments) {
@@ -119,14 +120,16 @@ struct Backward {
 
   void set_slices() {
     const int64_t wanted = std::min((a.channels + kSliceChannels - 1) / kSliceChannels, (kImageRanges + ranges - 1) / ranges);
-    const int64_t width = ((a.channels + wanted - 1) / wanted + 15) / 16 * 16, shared = a.channels / a.offset_groups;
+    const int64_t shared = a.channels / a.offset_groups, unit = a.offset_groups > 1 ? shared : 16;
+    const int64_t width = ((a.channels + wanted - 1) / wanted + unit - 1) / unit * unit;
     int64_t plane = 0;
     for (int64_t first = 0; first < a.channels; first += width) {
       const int64_t last = std::min(a.channels, first + width);
       slices.push_back({first, last, first / shared, (last - 1) / shared, plane});
       plane += (slices.back().last_group - slices.back().first_group + 1) * taps;
     }
-    plane_sums.resize(size_t(plane * 3 * a.batch * pixels));
+    whole = std::min(width, a.channels) <= kMaximumDepth && (a.offset_groups > 1 || slices.size() == 1);
+    if (!whole) plane_sums.resize(size_t(plane * 3 * a.batch * pixels));
   }
 
   void set_pieces() {
@@ -181,8 +184,7 @@ struct Backward {
   }
 
   void add_offset_gradient(const Slice& slice, const PixelBlock<A>& block, int64_t offset_group, int64_t tap, bool add, const Buffers& buffers) {
-    A* sum[3];
-    for (int which = 0; which < 3; ++which) sum[which] = plane_of(slice, offset_group, tap, which, block.image) + block.first;
+    A gradient[3][kBlockPixels];  // dy, dx, mask
     const SamplePlan<A>& plan = buffers.plan;
     for (int64_t p = 0; p < block.count; ++p) {
       A product[4], of_mask = A(0);
@@ -190,11 +192,21 @@ struct Backward {
         product[k] = buffers.product[k][p];
         of_mask = multiply_add(plan.weight[k][p], product[k], of_mask);
       }
-      const A of_y = plan.mask[p] * deform_slope_y(product, plan.fraction_x[p]), of_x = plan.mask[p] * deform_slope_x(product, plan.fraction_y[p]);
-      sum[0][p] = add ? sum[0][p] + of_y : of_y;
-      sum[1][p] = add ? sum[1][p] + of_x : of_x;
-      sum[2][p] = add ? sum[2][p] + of_mask : of_mask;
+      gradient[0][p] = plan.mask[p] * deform_slope_y(product, plan.fraction_x[p]);
+      gradient[1][p] = plan.mask[p] * deform_slope_x(product, plan.fraction_y[p]);
+      gradient[2][p] = of_mask;
     }
+    if (whole) return write_sample_gradient(block, offset_group * taps + tap, gradient);
+    for (int which = 0; which < 3; ++which) {
+      A* sum = plane_of(slice, offset_group, tap, which, block.image) + block.first;
+      for (int64_t p = 0; p < block.count; ++p) sum[p] = add ? sum[p] + gradient[which][p] : gradient[which][p];
+    }
+  }
+
+  void write_sample_gradient(const PixelBlock<A>& block, int64_t sample, const A (*gradient)[kBlockPixels]) const {
+    if (a.offset_gradient.data != nullptr)
+      for (int which = 0; which < 2; ++which) write_channel<A>(a.offset_gradient, 2 * sample + which, a.out_width, block, gradient[which]);
+    if (a.mask_gradient.data != nullptr) write_channel<T>(a.mask_gradient, sample, a.out_width, block, gradient[2]);
   }
 
   void chunk_samples(const Slice& slice, const PixelBlock<A>& block, const Chunk& chunk, const Source<A>& source, Buffers* buffers) {
@@ -277,7 +289,7 @@ struct Backward {
                       {}};
       for (int64_t i = from; i < to; ++i) task(i / count, i % count, &buffers);
     });
-    if (a.offset_gradient.data != nullptr || a.mask_gradient.data != nullptr) write_planes();
+    if (!whole && (a.offset_gradient.data != nullptr || a.mask_gradient.data != nullptr)) write_planes();
     if (a.weight_gradient.data != nullptr) write_weight_gradient();
     if (a.bias_gradient.data != nullptr) write_bias_gradient();
   }

@@ -5,6 +5,7 @@
 #include <array>
 
 #include "common/op.h"
+#include "common/sort.h"
 #include "common/tensor.h"
 
 namespace pyposeext {
@@ -52,7 +53,7 @@ void set_sizes(const char* op, const Tensor& input, const Tensor& weight, const 
   PYPOSEEXT_CHECK(a->groups > 0 && a->channels % weight.size(1) == 0, op, ": the channels of input, ", a->channels,
                   ", must be a multiple of those of weight, ", weight.size(1));
   PYPOSEEXT_CHECK(a->outputs % a->groups == 0, op, ": the outputs of weight, ", a->outputs, ", must be a multiple of the ", a->groups, " weight groups");
-  PYPOSEEXT_CHECK(a->height < (int64_t(1) << 24) && a->width < (int64_t(1) << 24) && a->height * a->width < (int64_t(1) << 31), op,
+  PYPOSEEXT_CHECK(a->height < (int64_t(1) << 24) && a->width < (int64_t(1) << 24) && (a->height + 1) * (a->width + 1) < (int64_t(1) << 31), op,
                   ": input must have less than 2^31 pixels, and 2^24 in a row or column, got shape ", shape_of(input));
   a->stride_y = stride[0];
   a->stride_x = stride[1];
@@ -115,6 +116,50 @@ Tensor gradient_of(const Tensor& like, bool wanted, ScalarType dtype, DeformMaps
   return gradient;
 }
 
+#ifdef PYPOSEEXT_WITH_CUDA
+
+// Copies and scratch of the CUDA kernels, alive until they are queued.
+struct CudaScratch {
+  Tensor input, gradient, weight, cell, begin, sums;
+  std::tuple<Tensor, Tensor> sorted;
+};
+
+Tensor empty_numbers(std::vector<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, std::nullopt);
+}
+
+// Channels next to each other: a copy only where they are not.
+const void* pack(const Tensor& tensor, Tensor* packed) {
+  *packed = torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
+  return packed->const_data_ptr();
+}
+
+void sort_cells(const Tensor& input, CudaScratch* scratch, DeformConv2dArguments* a) {
+  const int64_t rows = a->batch * a->offset_groups * deform_taps(*a);
+  scratch->cell = empty_numbers({rows, a->out_height * a->out_width}, ScalarType::Int, input);
+  scratch->begin = empty_numbers({rows, deform_cell_count(*a) + 1}, ScalarType::Int, input);
+  a->cell = scratch->cell.mutable_data_ptr<int32_t>();
+  a->begin = scratch->begin.mutable_data_ptr<int32_t>();
+  const CudaScope scope(input);
+  cuda::deform_conv2d_cells(*a, scope.stream());
+  scratch->sorted = stable_sort(scratch->cell, 1, false);
+  a->sorted_cell = std::get<0>(scratch->sorted).const_data_ptr<int32_t>();
+  a->order = std::get<1>(scratch->sorted).const_data_ptr<int64_t>();
+}
+
+void prepare_backward(const Tensor& gradient, const Tensor& input, const Tensor& weight, CudaScratch* scratch, DeformConv2dArguments* a) {
+  a->packed_input = pack(input, &scratch->input);
+  a->packed_gradient = pack(gradient, &scratch->gradient);
+  a->packed_weight = pack(weight, &scratch->weight);
+  if (a->input_gradient.data != nullptr) sort_cells(input, scratch, a);
+  if (a->weight_gradient.data == nullptr) return;
+  a->splits = cuda::deform_conv2d_splits(*a);
+  scratch->sums = empty_numbers({a->splits, weight.numel()}, accumulate_dtype(a->dtype), input);
+  a->weight_sums = scratch->sums.mutable_data_ptr();
+}
+
+#endif
+
 }  // namespace
 
 Tensor deform_conv2d(const Tensor& input,                   // [N, C, H, W]
@@ -134,6 +179,13 @@ Tensor deform_conv2d(const Tensor& input,                   // [N, C, H, W]
   Tensor out = empty_with_layout({a.batch, a.outputs, a.out_height, a.out_width}, input.scalar_type(), input, is_channels_last(input));
   if (out.numel() == 0) return out;
   a.out = maps_of(out);
+#ifdef PYPOSEEXT_WITH_CUDA
+  CudaScratch scratch;
+  if (uses_cuda(input)) {
+    a.packed_input = pack(input, &scratch.input);
+    a.packed_weight = pack(torch::stable::transpose(weight, 0, 1), &scratch.weight);
+  }
+#endif
   PYPOSEEXT_LAUNCH(deform_conv2d_forward, input, a);
   return out;
 }
@@ -159,6 +211,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const 
   Tensor of_mask = gradient_of(mask.value_or(input), mask.has_value() && wanted[4] != 0, dtype, &a.mask_gradient);
   if (a.batch > 0) {
     a.out = maps_of(gradient);
+#ifdef PYPOSEEXT_WITH_CUDA
+    CudaScratch scratch;
+    if (uses_cuda(input)) {
+      prepare_backward(gradient, input, weight, &scratch, &a);
+      if (wanted[3] != 0) of_bias = torch::stable::sum(gradient, std::vector<int64_t>{0, 2, 3});
+    }
+#endif
     PYPOSEEXT_LAUNCH(deform_conv2d_backward, input, a);
   } else {
     torch::stable::zero_(of_weight);

@@ -122,16 +122,13 @@ def reference(
     out_height, out_width = offset.shape[2:]
     taps = kernel[0] * kernel[1]
     shared = offset.shape[1] // (2 * taps)  # offset groups
-    factory = {"dtype": input.dtype, "device": input.device}
     tap = torch.arange(taps, device=input.device)
+    rows = torch.arange(out_height, dtype=input.dtype, device=input.device)[:, None] * stride_y - padding_y
+    across = torch.arange(out_width, dtype=input.dtype, device=input.device) * stride_x - padding_x
     tap_y, tap_x = (tap // kernel[1] * dilation_y).to(input.dtype), (tap % kernel[1] * dilation_x).to(input.dtype)
     offset = offset.to(input.dtype).reshape(batch, shared, taps, 2, out_height, out_width)
-    y = (
-        (torch.arange(out_height, **factory) * stride_y - padding_y)[:, None]
-        + tap_y[:, None, None]
-        + offset[:, :, :, 0]
-    )
-    x = (torch.arange(out_width, **factory) * stride_x - padding_x) + tap_x[:, None, None] + offset[:, :, :, 1]
+    y = rows + tap_y[:, None, None] + offset[:, :, :, 0]
+    x = across + tap_x[:, None, None] + offset[:, :, :, 1]
     inside = (y >= -1) & (y < height) & (x >= -1) & (x < width)
     y, x = torch.where(inside, y, 0.0), torch.where(inside, x, 0.0)
     top, left = y.detach().floor(), x.detach().floor()
