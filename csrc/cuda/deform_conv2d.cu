@@ -9,7 +9,7 @@ template <typename T, int kColumns>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const DeformConv2dArguments a, int64_t pixel_tiles, int64_t output_tiles, int64_t total) {
   using A = Accumulate<T>;
   using Tile = MatrixTile<T, kColumns, false>;
-  __shared__ alignas(128) char shared[Tile::kSharedBytes];
+  alignas(128) __shared__ char shared[Tile::kSharedBytes];
   const int outputs = int(a.outputs / a.groups), pixels = int(a.out_height * a.out_width);
   for (int64_t index = blockIdx.x; index < total; index += gridDim.x) {
     const int64_t group = index / output_tiles % a.groups, image = index / (output_tiles * a.groups * pixel_tiles);

@@ -109,7 +109,7 @@ template <typename T, int kColumns>
 __global__ void __launch_bounds__(kThreads) input_kernel(const DeformConv2dArguments a, int64_t pixel_tiles, int64_t channel_tiles, int64_t total) {
   using A = Accumulate<T>;
   using Tile = MatrixTile<T, kColumns, false>;
-  __shared__ alignas(128) char shared[Tile::kSharedBytes];
+  alignas(128) __shared__ char shared[Tile::kSharedBytes];
   const int piece = int(piece_channels(a)), pixels = int(a.height * a.width), outputs = int(a.outputs / a.groups), taps = int(deform_taps(a));
   const int64_t pieces = a.channels / piece, group_channels = a.channels / a.groups;
   for (int64_t index = blockIdx.x; index < total; index += gridDim.x) {
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const DeformConv2dArgu
   using A = Accumulate<T>;
   using Tile = MatrixTile<T, kColumns, false>;
   constexpr int kShare = kThreads / Tile::kRows;  // threads that share a pixel
-  __shared__ alignas(128) char shared[Tile::kSharedBytes];
+  alignas(128) __shared__ char shared[Tile::kSharedBytes];
   const int piece = int(piece_channels(a)), pixels = int(a.out_height * a.out_width), outputs = int(a.outputs / a.groups), taps = int(deform_taps(a));
   const int64_t group_channels = a.channels / a.groups, shared_channels = a.channels / a.offset_groups;
   for (int64_t index = blockIdx.x; index < total; index += gridDim.x) {
@@ -224,7 +224,7 @@ template <typename T, int kColumns>
 __global__ void __launch_bounds__(kThreads) weight_kernel(const DeformConv2dArguments a, int64_t column_tiles, int64_t output_tiles, int64_t total) {
   using A = Accumulate<T>;
   using Tile = MatrixTile<T, kColumns, true>;
-  __shared__ alignas(128) char shared[Tile::kSharedBytes];
+  alignas(128) __shared__ char shared[Tile::kSharedBytes];
   const int outputs = int(a.outputs / a.groups), pixels = int(a.out_height * a.out_width), image_units = (pixels + kUnitPixels - 1) / kUnitPixels;
   for (int64_t index = blockIdx.x; index < total; index += gridDim.x) {
     const int64_t group = index / (output_tiles * column_tiles) % a.groups, split = index / (output_tiles * column_tiles * a.groups);
