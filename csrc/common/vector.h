@@ -286,6 +286,29 @@ inline auto sum_of(V value) {  // in the order of the lanes: the same bits every
   return sum;
 }
 
+// sums[i] = the sum of the lanes of values[i], for four vectors at once; the order is fixed, but not that of sum_of.
+#if defined(__AVX2__)
+inline void sums_of_four(const Vector<float>* values, float* sums) {
+  __m256 half[4];
+  for (int i = 0; i < 4; ++i) {
+#if defined(__AVX512F__)
+    half[i] = _mm256_add_ps(_mm512_castps512_ps256(values[i]), _mm512_extractf32x8_ps(values[i], 1));
+#else
+    half[i] = values[i];
+#endif
+  }
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+}
+#else
+inline void sums_of_four(const Vector<float>* values, float* sums) {
+  for (int i = 0; i < 4; ++i) sums[i] = sum_of(values[i]);
+}
+#endif
+inline void sums_of_four(const Vector<double>* values, double* sums) {
+  for (int i = 0; i < 4; ++i) sums[i] = sum_of(values[i]);
+}
+
 template <typename V>
 inline auto maximum_of(V value) {
   auto maximum = value[0];

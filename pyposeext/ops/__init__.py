@@ -5,6 +5,7 @@ computation in plain PyTorch.
 """
 
 from pyposeext.ops.conv_lstm_cell import conv_lstm_cell
+from pyposeext.ops.deform_conv2d import deform_conv2d
 from pyposeext.ops.flow_warp import flow_warp
 from pyposeext.ops.gaussian_heatmaps import gaussian_heatmaps
 from pyposeext.ops.gaussian_mse_loss import gaussian_mse_loss
@@ -19,6 +20,7 @@ from pyposeext.ops.tube_roi_align import tube_roi_align
 __all__ = [
     "batched_nms",
     "conv_lstm_cell",
+    "deform_conv2d",
     "flow_warp",
     "gaussian_heatmaps",
     "gaussian_mse_loss",
