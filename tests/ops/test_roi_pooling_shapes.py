@@ -17,11 +17,12 @@ TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.float16: 2e-3, tor
 
 
 def some_rois(images: int, height: int, width: int, count: int = 3) -> Tensor:
-    """Random boxes; one over the whole map, one far beyond it, an inverted one and one outside."""
+    """Random boxes; one over the whole map, one far beyond it (odd numbers, so that no sample lies at the very border,
+    where rounding decides), an inverted one and one outside."""
     extent = float(max(height, width))
     special = [
         [0, 0, width, height],
-        [-4 * extent, -3 * extent, 3 * extent, 4 * extent],
+        [-4.1337 * extent, -3.3191 * extent, 3.2719 * extent, 4.1873 * extent],
         [3, 3, 1, 2],
         [-9, -9, -5, -5],
     ]
