@@ -60,6 +60,6 @@ if __name__ == "__main__":
         "multiscale_roi_align",
         [
             *(workload(count, size, layout) for layout in layouts for count, size in shapes),
-            *(workload(512, 7, layout, backward=True) for layout in layouts),
+            *(workload(512, size, layout, backward=True) for layout in layouts for size in (7, 14)),
         ],
     )

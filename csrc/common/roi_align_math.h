@@ -66,8 +66,8 @@ PYPOSEEXT_HOST_DEVICE RoiAxis<A> roi_axis(A from, A to, A scale, int64_t bins, i
   const A offset = aligned ? A(0.5) : A(0);
   const A start = from * scale - offset;
   A length = to * scale - offset - start;
-  if (!aligned && length < A(1)) length = A(1);
   if (!is_finite(start) || !is_finite(length)) return {A(0), A(0), A(0)};  // no samples: the output is 0
+  if (!aligned && length < A(1)) length = A(1);
   const A grid = sampling_ratio > 0 ? A(sampling_ratio) : ceil(length / A(bins));
   // Of so many samples a bin, hardly any can lie on a map: their mean is 0, and beyond it A cannot count by ones.
   if (!(grid > A(0)) || grid > largest_grid(A(0))) return {start, length / A(bins), A(0)};

@@ -2,6 +2,8 @@
 // comparison and choice (mask ? a : b); what they lack is here: conversion from and to element types, parts of a vector at
 // the end of a row, fused multiplication.
 #pragma once
+#include <utility>
+
 #include "common/numeric.h"
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -199,10 +201,59 @@ inline void stream_vector(Vector<float> value, float* to) {
   store_vector(value, to);
 #endif
 }
+inline void stream_vector(Vector<double> value, double* to) {
+#if defined(__AVX512F__)
+  _mm512_stream_pd(to, value);
+#elif defined(__AVX2__)
+  _mm256_stream_pd(to, value);
+#elif defined(__SSE2__)
+  _mm_stream_pd(to, value);
+#else
+  store_vector(value, to);
+#endif
+}
+template <typename T>
+inline void stream_vector(Vector<float> value, T* to) {  // Half, BFloat16: `to` aligned to half of kVectorBytes
+#if defined(__AVX512F__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits_as<__m256i>(narrow(value, T())));
+#elif defined(__AVX2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), bits_as<__m128i>(narrow(value, T())));
+#elif defined(__SSE2__) && defined(__x86_64__)
+  _mm_stream_si64(reinterpret_cast<long long*>(to), bits_as<long long>(narrow(value, T())));
+#else
+  store_vector(value, to);
+#endif
+}
 inline void end_streaming() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
+}
+
+// Swaps the lanes of a pair of rows whose numbers differ from the row's in the bit `kStep`: one step of a transposition.
+template <int64_t kStep, typename V, size_t... I>
+inline void exchange_lanes(V& a, V& b, std::index_sequence<I...>) {
+  constexpr size_t width = sizeof...(I), step = size_t(kStep);
+  const V low = __builtin_shufflevector(a, b, (I & step ? width + I - step : I)...);
+  b = __builtin_shufflevector(a, b, (I & step ? width + I : I + step)...);
+  a = low;
+}
+
+template <int64_t kStep, typename V>
+inline void exchange_rows(V* rows) {
+  constexpr int64_t width = int64_t(sizeof(V) / sizeof(rows[0][0]));
+  if constexpr (kStep < width) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < width; ++i)
+      if ((i & kStep) == 0) exchange_lanes<kStep>(rows[i], rows[i + kStep], std::make_index_sequence<size_t(width)>());
+    exchange_rows<2 * kStep>(rows);
+  }
+}
+
+// Rows become columns: lane j of rows[i] changes places with lane i of rows[j]. As many rows as a vector has lanes.
+template <typename V>
+inline void transpose(V* rows) {
+  exchange_rows<1>(rows);
 }
 
 template <typename V>

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyposeext import ops
-from tests.ops.harness import OpCase, contract_tests
+from tests.ops.harness import OpCase, contract_tests, with_layout
 from tests.ops.test_roi_align import random_rois
 
 module = importlib.import_module("pyposeext.ops.multiscale_roi_align")
@@ -105,3 +105,22 @@ def test_equals_torchvision() -> None:
     want = peer(features, parts, [(256, 256)] * 2)
     have = ops.multiscale_roi_align(list(features.values()), parts, 7, [1 / 4, 1 / 8, 1 / 16, 1 / 32])
     torch.testing.assert_close(have, want, rtol=0, atol=4e-5)
+
+
+@pytest.mark.parametrize("position", [1, 2, 3, 4])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_nan_or_infinite_box_pools_to_zero(position: int, value: float) -> None:
+    rois = torch.tensor([[0.0, 1, 1, 9, 9], [0, 1, 1, 9, 9]])
+    rois[1, position] = value
+    for ratio in (-1, 2):
+        pooled = ops.multiscale_roi_align([torch.ones_like(map) for map in MAPS], rois, 2, SCALES, ratio)
+        assert (pooled[0] == 1).all()
+        assert (pooled[1] == 0).all()
+
+
+def test_levels_in_different_layouts_pool_alike() -> None:
+    features, rois, size, scales, *options = make(0, "medium")
+    want = ops.multiscale_roi_align(features, rois, size, scales, *options)
+    for first, last in (("channels_last", "contiguous"), ("contiguous", "channels_last"), ("sliced", "channels_last")):
+        maps = [with_layout(features[0], first), with_layout(features[1], last), with_layout(features[2], first)]
+        assert torch.equal(ops.multiscale_roi_align(maps, rois, size, scales, *options), want)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyposeext import _C, ops
-from tests.ops.harness import DEVICES, OpCase, contract_tests
+from tests.ops.harness import DEVICES, DTYPES, LAYOUTS, OpCase, assert_close, contract_tests, with_layout
 
 module = importlib.import_module("pyposeext.ops.roi_align")
 
@@ -108,6 +108,74 @@ def test_boxes_no_peer_survives(device: str, ratio: int, aligned: bool) -> None:
     broken = [[nan, 0, 4, 4], [0, 0, inf, 4], [-inf, 0, inf, 4], [0, nan, nan, nan]]
     rois = torch.tensor([[0, *box] for box in broken], dtype=torch.float64)
     assert (ops.roi_align(input.to(device), rois.to(device), 3, 1.0, ratio, aligned) == 0).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("ratio", [-1, 0, 1, 2, 5])
+@pytest.mark.parametrize("position", [1, 2, 3, 4])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_nan_or_infinite_box_pools_to_zero_and_does_not_crash(
+    device: str, layout: str, ratio: int, position: int, value: float
+) -> None:
+    """Such a box kills the process in torchvision 0.28 on the CPU. Boxes beside it are not disturbed."""
+    input = with_layout(torch.randn(2, 3, 9, 11), layout).to(device).requires_grad_(True)
+    rois = torch.tensor([[1.0, 1, 2, 8, 7], [0, 1, 2, 8, 7], [1, 1, 2, 8, 7]], device=device)
+    whole = ops.roi_align(input, rois, (3, 2), 1.0, ratio)
+    rois[1, position] = value
+    for aligned in (False, True):
+        result = ops.roi_align(input, rois, (3, 2), 1.0, ratio, aligned)
+        assert (result[1] == 0).all()
+        (gradient,) = torch.autograd.grad(result.sum(), input)
+        assert torch.isfinite(gradient).all()
+        assert (gradient[0] == 0).all()
+        if not aligned:
+            assert torch.equal(result[::2], whole[::2])
+
+
+@pytest.mark.parametrize("index", [2.0, -1.0, 99.0, 1e6, 1e30, float("nan"), float("inf")])
+def test_a_batch_index_out_of_range_is_an_error_on_the_cpu(index: float) -> None:
+    """torchvision 0.28 reads foreign memory there, or dies."""
+    rois = torch.tensor([[0.0, 0, 0, 3, 3], [index, 0, 0, 3, 3]])
+    with pytest.raises(RuntimeError, match=r"boxes\[1, 0\] must be an image index in 0..1, got"):
+        ops.roi_align(torch.zeros(2, 1, 4, 4), rois, 2)
+    with pytest.raises(RuntimeError, match=r"boxes\[1, 0\] must be an image index in 0..1, got"):
+        _C.roi_align_backward(torch.zeros(2, 1, 2, 2), rois, 2, 1, 4, 4, 1.0, 2, False, False)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("channels", "count", "size", "ratio"), [(1, 3, 7, 2), (70, 40, 7, 0), (147, 2, (1, 3), 2), (300, 25, (5, 14), 2)]
+)
+def test_sizes_that_meet_every_path(
+    device: str, layout: str, dtype: torch.dtype, channels: int, count: int, size: object, ratio: int
+) -> None:
+    """Whole and partial blocks of channels, many rois on a map and few far apart; values and gradient."""
+    torch.manual_seed(channels)
+    input = with_layout(torch.randn(2, channels, 37, 70, dtype=torch.float64).to(dtype), layout).to(device)
+    rois = random_rois(count, 2, 74)
+    rois[0, 1:] = torch.tensor([1.0, 2, 9, 8])
+    rois[-1, 1:] = torch.tensor([120.0, 60, 139, 73])
+    exact = input.detach().cpu().double().requires_grad_(True)
+    want = module.reference(exact, rois.to(dtype if dtype == torch.float64 else torch.float32), size, 0.5, ratio)
+    have = ops.roi_align(input.requires_grad_(True), rois.to(device), size, 0.5, ratio)
+    assert_close(case, have, want, dtype)
+    weights = torch.randn(want.shape, dtype=torch.float64).to(dtype)
+    have.backward(with_layout(weights, layout).to(device))
+    want.backward(weights.double())
+    assert_close(case, input.grad, exact.grad, dtype)
+
+
+def test_large_results_take_the_streaming_stores() -> None:
+    """Results of more than 8 MB are written past the caches; a part of them is compared with a small call's."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for layout in ("contiguous", "channels_last"):
+            input = with_layout(torch.randn(1, 256, 20, 30).to(dtype), layout)
+            rois = random_rois(400, 1, 30)
+            whole = ops.roi_align(input, rois, 7, 1.0, 2)
+            assert torch.equal(whole[390:], ops.roi_align(input, rois[390:], 7, 1.0, 2))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -205,3 +205,24 @@ def test_tubes_with_nan_boxes_pool_from_the_finest_level_and_keep_their_finite_f
     pooled = ops.tube_roi_align(maps, tubes, torch.zeros(1, dtype=torch.long), 2, SCALES)
     assert (pooled[0, 0, 0] == 0).all()
     assert (pooled[0, 0, 1] == 1).all()
+
+
+@pytest.mark.parametrize("ratio", [-1, 2])
+@pytest.mark.parametrize("position", [0, 1, 2, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_nan_or_infinite_box_pools_its_frame_to_zero(ratio: int, position: int, value: float) -> None:
+    tubes = torch.tensor([0.0, 0, 3, 3]).repeat(2, 3, 1)
+    tubes[1, 2, position] = value
+    pooled = ops.tube_roi_align(torch.ones(1, 2, 3, 4, 4), tubes, torch.zeros(2, dtype=torch.long), 2, 1.0, ratio)
+    assert (pooled[1, :, 2] == 0).all()
+    assert (pooled[0] == 1).all()
+    assert (pooled[1, :, :2] == 1).all()
+
+
+@pytest.mark.parametrize("index", [2, -1, 99, 2**40])
+def test_a_batch_index_out_of_range_is_an_error_on_the_cpu(index: int) -> None:
+    indices = torch.tensor([0, index])
+    with pytest.raises(RuntimeError, match=r"batch_index\[1\] must be in 0..1, got"):
+        ops.tube_roi_align(torch.zeros(2, 1, 3, 4, 4), torch.zeros(2, 3, 4), indices, 2)
+    with pytest.raises(RuntimeError, match=r"batch_index\[1\] must be in 0..1, got"):
+        ops.tube_roi_align([torch.zeros(2, 1, 3, 4, 4)], torch.zeros(2, 3, 4), indices, 2, [1.0])
