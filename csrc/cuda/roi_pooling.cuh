@@ -56,6 +56,6 @@ inline bool levels_are_packed(const RoiAlignArguments& a, int width, size_t elem
   return true;
 }
 
-inline int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
+__host__ __device__ inline int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 }  // namespace pyposeext::cuda

@@ -62,7 +62,8 @@ struct Tile {
 template <typename A>
 __device__ RoiAxis<A> axis_of(const RoiAlignArguments& a, const RoiLevel& level, int64_t k, int64_t t, bool vertical) {
   const A* box = roi_box<A>(a, k, t);
-  return roi_axis(box[vertical ? 1 : 0], box[vertical ? 3 : 2], A(level.scale), vertical ? a.pooled_height : a.pooled_width, a.sampling_ratio, a.aligned);
+  const A from = box[vertical ? 1 : 0], to = box[vertical ? 3 : 2];
+  return roi_axis(from, to, A(level.scale), vertical ? a.pooled_height : a.pooled_width, a.sampling_ratio, a.aligned);
 }
 
 template <typename A>
@@ -74,7 +75,7 @@ __global__ void describe_kernel(const __grid_constant__ RoiAlignArguments a, con
     int64_t first_y, last_y, first_x, last_x;
     pixel_range(axis_of<A>(a, level, k, t, true), 0, a.pooled_height, level.height, &first_y, &last_y);
     pixel_range(axis_of<A>(a, level, k, t, false), 0, a.pooled_width, level.width, &first_x, &last_x);
-    list.box[index] = {int32_t(first_y / kTile), int32_t((last_y + kTile - 1) / kTile), int32_t(first_x / kTile), int32_t((last_x + kTile - 1) / kTile)};
+    list.box[index] = {int32_t(first_y / kTile), int32_t(divide_up(last_y, kTile)), int32_t(first_x / kTile), int32_t(divide_up(last_x, kTile))};
   }
 }
 
@@ -202,7 +203,8 @@ __device__ void build_weights(const RoiAlignArguments& a, const Tile& tile, cons
     const bool vertical = bin < rows;
     const int at = vertical ? bin : bin - rows;
     const RoiAxis<A> axis = axis_of<A>(a, level, rois[i], tile.frame, vertical);
-    if (!tile_weights(axis, at, (vertical ? tile.y : tile.x) * kTile, vertical ? level.height : level.width, weights + item * kTile)) continue;
+    const int64_t pixel = (vertical ? tile.y : tile.x) * kTile, size = vertical ? level.height : level.width;
+    if (!tile_weights(axis, at, pixel, size, weights + item * kTile)) continue;
     atomicMin(vertical ? &reach[i].first_p : &reach[i].first_q, at);
     atomicMax(vertical ? &reach[i].last_p : &reach[i].last_q, at + 1);
   }
@@ -212,8 +214,8 @@ __device__ void build_weights(const RoiAlignArguments& a, const Tile& tile, cons
 // Adds what one roi gives to the thread's row of pixels, in Width channels. `gradient` is bin (first_p, 0); bins lie
 // row_stride and column_stride apart. A pixel without weight takes nothing, also where the gradient is infinite.
 template <int Width, typename G, typename A>
-__device__ __forceinline__ void add_roi(const A* weights, int rows, const Reach& reach, int row, const G* gradient, int64_t row_stride, int64_t column_stride,
-                                        A (*sum)[Width]) {
+__device__ __forceinline__ void add_roi(const A* weights, int rows, const Reach& reach, int row, const G* gradient, int64_t row_stride,
+                                        int64_t column_stride, A (*sum)[Width]) {
   const A* columns = weights + rows * kTile;
   for (int q = reach.first_q; q < reach.last_q; q += kBinsTogether) {
     A reduced[kBinsTogether][Width] = {};
@@ -394,7 +396,8 @@ __global__ void direct_kernel(const __grid_constant__ RoiAlignArguments a, const
         }
       }
     }
-    store(sum, static_cast<T*>(level.data) + image * level.stride[0] + c * level.stride[1] + t * level.stride[2] + y * level.stride[3] + x * level.stride[4]);
+    store(sum, static_cast<T*>(level.data) + image * level.stride[0] + c * level.stride[1] + t * level.stride[2] + y * level.stride[3] +
+                   x * level.stride[4]);
   }
 }
 
@@ -425,7 +428,8 @@ BackwardPlan plan_of(const RoiAlignArguments& a, int width, size_t element_size,
     level.slices = divide_up(units, level.lanes);
     plan.blocks += tiles * level.slices;
     // The same memory then holds the sums of a group of threads, and the tile on its way out.
-    const size_t sums = size_t(kTile * kTile * level.lanes * width) * element_size, tile = size_t((kTile * kTile + 1) * level.lanes) * element_size;
+    const size_t sums = size_t(kTile * kTile * level.lanes * width) * element_size;
+    const size_t tile = size_t((kTile * kTile + 1) * level.lanes) * element_size;
     if (plan.shared_bytes < sums) plan.shared_bytes = sums;
     if (staged_bytes > 0 && plan.shared_bytes < tile) plan.shared_bytes = tile;
   }

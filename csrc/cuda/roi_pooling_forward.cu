@@ -133,14 +133,15 @@ __device__ RoiView<A> view_of(const RoiAlignArguments& a, int64_t k, int64_t t) 
 template <typename A>
 __device__ RoiAxis<A> axis_of(const RoiAlignArguments& a, const RoiView<A>& roi, bool vertical) {
   if (roi.image < 0) return {A(0), A(0), A(0)};
-  const A from = roi.box[vertical ? 1 : 0], to = roi.box[vertical ? 3 : 2];
-  return roi_axis(from, to, A(a.level[roi.level].scale), vertical ? a.pooled_height : a.pooled_width, a.sampling_ratio, a.aligned);
+  const A from = roi.box[vertical ? 1 : 0], to = roi.box[vertical ? 3 : 2], scale = A(a.level[roi.level].scale);
+  return roi_axis(from, to, scale, vertical ? a.pooled_height : a.pooled_width, a.sampling_ratio, a.aligned);
 }
 
 // Fills the tables with a thread for each bin of an axis, and ends with a barrier. Given a sampling ratio every bin has
 // room for two taps a sample; the taps of an adaptive grid are packed as the bins' ranges of pixels ask for.
 template <typename T>
-__device__ void build_tables(const RoiAlignArguments& a, const ForwardPlan& plan, int64_t k, int64_t t, const TapTables<Accumulate<T>>& tables, Source* source) {
+__device__ void build_tables(const RoiAlignArguments& a, const ForwardPlan& plan, int64_t k, int64_t t, const TapTables<Accumulate<T>>& tables,
+                             Source* source) {
   using A = Accumulate<T>;
   const int thread = threadIdx.x, rows = int(a.pooled_height), bins = rows + int(a.pooled_width);
   const bool adaptive = a.sampling_ratio <= 0;
@@ -173,7 +174,8 @@ __device__ void build_tables(const RoiAlignArguments& a, const ForwardPlan& plan
     const int room = min(taps.room, capacity - begin);
     const int64_t size = vertical ? level.height : level.width, stride = level.stride[vertical ? 3 : 4] * int64_t(sizeof(T));
     taps.begin = begin;
-    taps.end = begin + write_taps(axis_of(a, roi, vertical), bin, size, stride, (vertical ? tables.y : tables.x) + begin, room);
+    Tap<A>* of_axis = vertical ? tables.y : tables.x;
+    taps.end = begin + write_taps(axis_of(a, roi, vertical), bin, size, stride, of_axis + begin, room);
   }
   __syncthreads();
 }
@@ -210,7 +212,8 @@ __device__ __forceinline__ void sum_bin(const T* source, const TapTables<A>& tab
 
 // Channels lie next to each other: `lanes` threads share a bin, each with Width of its channels.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : Width * sizeof(T) == 16 ? 3 : 4) packed_kernel(const __grid_constant__ RoiAlignArguments a, const ForwardPlan plan) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : Width * sizeof(T) == 16 ? 3 : 4)
+    packed_kernel(const __grid_constant__ RoiAlignArguments a, const ForwardPlan plan) {
   using A = Accumulate<T>;
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ Source source;
@@ -274,7 +277,8 @@ __device__ void reduce_rows(const T* source, int64_t channel_stride, const TapTa
 // Channels are planes, or have any strides: rows are reduced along y into shared memory, and from there along x, so that
 // the threads of a warp read along a row of the map and write along the bins.
 template <typename T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4) planes_kernel(const __grid_constant__ RoiAlignArguments a, const ForwardPlan plan) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : sizeof(T) == 2 ? 3 : 4)
+    planes_kernel(const __grid_constant__ RoiAlignArguments a, const ForwardPlan plan) {
   using A = Accumulate<T>;
   extern __shared__ __align__(16) unsigned char shared[];
   __shared__ Source source;
@@ -336,7 +340,8 @@ __global__ void direct_kernel(const __grid_constant__ RoiAlignArguments a, int64
         }
       }
     }
-    store(sum, static_cast<T*>(a.pooled) + k * a.pooled_stride[0] + c * a.pooled_stride[1] + t * a.pooled_stride[2] + p * a.pooled_stride[3] + q * a.pooled_stride[4]);
+    store(sum, static_cast<T*>(a.pooled) + k * a.pooled_stride[0] + c * a.pooled_stride[1] + t * a.pooled_stride[2] + p * a.pooled_stride[3] +
+                   q * a.pooled_stride[4]);
   }
 }
 
