@@ -33,6 +33,7 @@ struct RoiAlignArguments {
   const int64_t* batch_index;  // [rois], or null: then it is boxes[k * box_stride]
   void* pooled;                // [rois, C, T, P, Q]: written in the forward, read in the backward
   int64_t pooled_stride[5];    // of roi, C, T, P, Q in elements
+  void* scratch;               // CUDA backward: roi_pooling_scratch_words int64, 16 bytes aligned
 };
 
 inline namespace PYPOSEEXT_LEVEL {

@@ -47,7 +47,7 @@ std::vector<Tensor> multiscale_roi_align_backward(const Tensor& gradient,  // [K
   std::vector<Tensor> result = allocate_levels(&arguments, {batch, channels}, heights, widths, spatial_scales, gradient, channels_last);
   if (batch == 0 || channels == 0) return result;
   set_pooled(&arguments, gradient);
-  PYPOSEEXT_LAUNCH(roi_pooling_backward, gradient, arguments);
+  launch_backward(arguments, gradient);
   return result;
 }
 

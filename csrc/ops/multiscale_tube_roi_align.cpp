@@ -55,7 +55,7 @@ std::vector<Tensor> multiscale_tube_roi_align_backward(const Tensor& gradient,  
       allocate_levels(&arguments, {batch, channels, gradient.size(2)}, heights, widths, spatial_scales, gradient, channels_last);
   if (batch == 0 || channels == 0 || gradient.size(2) == 0) return result;
   set_pooled(&arguments, gradient);
-  PYPOSEEXT_LAUNCH(roi_pooling_backward, gradient, arguments);
+  launch_backward(arguments, gradient);
   return result;
 }
 

@@ -40,7 +40,7 @@ Tensor roi_align_backward(const Tensor& gradient,  // [K, C, P, Q]
   RoiAlignArguments arguments = roi_arguments(dtype, batch, channels, rois, {gradient.size(2), gradient.size(3), sampling_ratio, aligned});
   arguments.level[0] = level_of(result, spatial_scale);
   set_pooled(&arguments, gradient);
-  PYPOSEEXT_LAUNCH(roi_pooling_backward, gradient, arguments);
+  launch_backward(arguments, gradient);
   return result;
 }
 

@@ -124,4 +124,14 @@ inline std::vector<Tensor> allocate_levels(RoiAlignArguments* arguments, const s
   return result;
 }
 
+// Fills every level with its gradient, on the device where the pooled gradient lies.
+inline void launch_backward(RoiAlignArguments arguments, const Tensor& gradient) {
+  Tensor scratch;  // returned to torch's allocator after the launch: the stream orders its next use
+  if (uses_cuda(gradient)) {
+    scratch = empty_with_layout({roi_pooling_scratch_words(arguments)}, ScalarType::Long, gradient, false);
+    arguments.scratch = scratch.mutable_data_ptr();
+  }
+  PYPOSEEXT_LAUNCH(roi_pooling_backward, gradient, arguments);
+}
+
 }  // namespace pyposeext

@@ -41,7 +41,7 @@ Tensor tube_roi_align_backward(const Tensor& gradient,     // [N, C, T, P, Q]
   RoiAlignArguments arguments = tube_arguments(dtype, batch, channels, boxes, indices, {gradient.size(3), gradient.size(4), sampling_ratio, aligned});
   arguments.level[0] = level_of(result, spatial_scale);
   set_pooled(&arguments, gradient);
-  PYPOSEEXT_LAUNCH(roi_pooling_backward, gradient, arguments);
+  launch_backward(arguments, gradient);
   return result;
 }
 

@@ -63,3 +63,15 @@ def test_layouts_may_differ(device: str, x_layout: str, y_layout: str) -> None:
 def test_the_sum_of_half_precision_is_rounded_once() -> None:
     x, y = torch.full((1, 1, 1, 1), 2048.0).half(), torch.full((1, 1, 1, 1), 1.0).half()
     assert float(ops.scale_add(x, y, 1.5)) == 2050  # 2049.5 in float32; 1.5 * 1 and 2049 are no neighbours in float16
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("count", [1, 7, 64, 1003])
+def test_any_count_at_any_address(device: str, count: int, dtype: torch.dtype) -> None:
+    """Wide accesses take what lies on their boundaries; the rest is the same sum."""
+    values = torch.arange(2 * count + 2, dtype=dtype, device=device) % 32
+    for x_start, y_start in ((0, 0), (1, 0), (0, 1)):
+        x = values[x_start : x_start + count].reshape(1, 1, 1, count)
+        y = values[count + y_start : 2 * count + y_start].reshape(1, 1, 1, count)
+        assert torch.equal(ops.scale_add(x, y, 2.0), x + 2 * y)
