@@ -43,7 +43,7 @@ def make_peaks(refine: str, seed: int, size: str) -> tuple[object, ...]:
 
 
 def raw(heatmaps: torch.Tensor, refine: str) -> tuple[object, ...]:
-    return heatmaps, refine, 11, "hrnet", "keep"
+    return heatmaps, refine, 11, "hrnet", "keep", None, None, 0, None
 
 
 def call(refine: str = "none", **options: object) -> object:
@@ -75,7 +75,7 @@ shared = {
         (lambda: call("mean"), "refine must be one of none, quarter, dark, dark_udp, got mean"),
         (lambda: call(blur_kernel=10), "blur_kernel must be odd, from 1 to 31, got 10"),
         (lambda: call(blur_kernel=33), "blur_kernel must be odd, from 1 to 31, got 33"),
-        (lambda: call(quarter_guard="none"), "quarter_guard must be one of hrnet, mmpose, got none"),
+        (lambda: call(quarter_guard="none"), "quarter_guard must be one of hrnet, mmpose, hourglass, separate, got none"),
         (lambda: call(nonpositive="drop"), "nonpositive must be one of keep, zero, minus_one, got drop"),
         (lambda: call("soft", temperature=0.0), "temperature must be a positive number, got 0"),
         (lambda: call("soft", temperature=nan), "temperature must be a positive number, got nan"),
@@ -106,7 +106,7 @@ class TestSoft(
             function=soft,
             reference=lambda maps, temperature: module.reference(maps, "soft", temperature=temperature)[0],
             make=make_soft,
-            raw=lambda *arguments: arguments,
+            raw=lambda *arguments: (*arguments, None, None, 0, None),
             double_backward=False,
             keeps_layout=False,
         )
@@ -115,8 +115,9 @@ class TestSoft(
     def test_registration(self, device: str) -> None:
         maps = make_soft(0, "small")[0].float().to(device)
         expected = ops.heatmap_argmax(maps, "soft", temperature=2.0)
-        torch.library.opcheck(torch.ops.pyposeext.heatmap_soft_argmax.default, (maps.requires_grad_(True), 2.0))
-        for have, want in zip(_C.heatmap_soft_argmax(maps.detach(), 2.0), expected, strict=False):
+        options = (2.0, None, None, 0, None)
+        torch.library.opcheck(torch.ops.pyposeext.heatmap_soft_argmax.default, (maps.requires_grad_(True), *options))
+        for have, want in zip(_C.heatmap_soft_argmax(maps.detach(), *options), expected, strict=False):
             assert torch.equal(have, want)
         compiled = torch.compile(soft, fullgraph=True, backend="aot_eager")
         gradients = [torch.autograd.grad(function(maps, 2.0).square().sum(), maps)[0] for function in (compiled, soft)]
