@@ -96,7 +96,11 @@ inline Vector<float> widen(Vector16Bit bits, Half) {
 }
 
 inline Vector<float> widen(Vector16Bit bits, BFloat16) {
+#if defined(__AVX512F__)  // the compiler would convert half a vector at a time
+  return bits_as<Vector<float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits_as<__m256i>(bits)), 16));
+#else
   return bits_as<Vector<float>>(__builtin_convertvector(bits, Vector<uint32_t>) << 16);
+#endif
 }
 
 inline Vector16Bit narrow(Vector<float> value, Half) {
@@ -118,7 +122,12 @@ inline Vector16Bit narrow(Vector<float> value, Half) {
 inline Vector16Bit narrow(Vector<float> value, BFloat16) {  // to nearest even; a NaN stays one, as in numeric.h
   const auto bits = bits_as<Vector<uint32_t>>(value);
   const Vector<uint32_t> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, quiet = (bits >> 16) | 0x40;
-  return __builtin_convertvector(value != value ? quiet : rounded, Vector16Bit);
+  const Vector<uint32_t> chosen = value != value ? quiet : rounded;
+#if defined(__AVX512F__)
+  return bits_as<Vector16Bit>(_mm512_cvtepi32_epi16(bits_as<__m512i>(chosen)));
+#else
+  return __builtin_convertvector(chosen, Vector16Bit);
+#endif
 }
 
 // kWidth<Accumulate<T>> neighbouring elements, at any address.

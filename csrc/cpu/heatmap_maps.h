@@ -118,6 +118,7 @@ inline Peak<Accumulate<T>> find_peak(const MapView<T>& map) {
     for (int64_t i = 0; i < width; ++i)
       if (best[i] == top && number[i] < first) first = number[i];
     place = first * block < last ? first * block : last;
+    while (top > kNothing<A> && !any_of(load_vector(map.data + place) == broadcast(top))) place += width;
   }
   if (!(top > kNothing<A>)) return {kNothing<A>, -1};
   while (A(load(map.data[place])) != top) ++place;
