@@ -114,9 +114,9 @@ inline Peak<Accumulate<T>> find_peak(const MapView<T>& map) {
       current += 1;
     }
     top = maximum_of(best);
-    int64_t first = count;
-    for (int64_t i = 0; i < width; ++i)
-      if (best[i] == top && number[i] < first) first = number[i];
+    const decltype(number) holders = best == broadcast(top) ? number : current;
+    int64_t first = holders[0];
+    for (int64_t i = 1; i < width; ++i) first = holders[i] < first ? holders[i] : first;
     place = first * block < last ? first * block : last;
     while (top > kNothing<A> && !any_of(load_vector(map.data + place) == broadcast(top))) place += width;
   }

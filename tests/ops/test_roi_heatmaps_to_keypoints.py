@@ -30,7 +30,7 @@ case = OpCase(
     function=ops.roi_heatmaps_to_keypoints,
     reference=module.reference,
     make=make,
-    raw=lambda *arguments: arguments,
+    raw=lambda *arguments: (*arguments, "logit"),
     differentiable=(),
     keeps_layout=False,
     # Maps are exact in every dtype and sums are kept in float32: results agree far better than the storage type could.
