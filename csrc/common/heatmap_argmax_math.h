@@ -152,19 +152,13 @@ PYPOSEEXT_HOST_DEVICE WindowState window_state(Refinement refine, const PeakWind
   return usable ? WindowState::usable : WindowState::needs_factor;
 }
 
-// Replaces the values that DARK reads by logarithms.
+// The logarithm of a blurred value that was rescaled, between its floor and its ceiling.
 template <typename A>
-PYPOSEEXT_HOST_DEVICE void take_logarithms(Refinement refine, A factor, PeakWindow<A>* window) {
+PYPOSEEXT_HOST_DEVICE A bounded_logarithm(Refinement refine, A value) {
   const A floor = logarithm_floor<A>(refine);
-  for (int dy = -2; dy <= 2; ++dy) {
-    for (int dx = -2; dx <= 2; ++dx) {
-      if (!dark_reads(refine, dy, dx)) continue;
-      A value = window->value[2 + dy][2 + dx] * factor;
-      if (!(value > floor)) value = floor;
-      if (refine == Refinement::dark_udp && value > A(kUdpCeiling)) value = A(kUdpCeiling);
-      window->value[2 + dy][2 + dx] = std::log(value);
-    }
-  }
+  if (!(value > floor)) value = floor;
+  if (refine == Refinement::dark_udp && value > A(kUdpCeiling)) value = A(kUdpCeiling);
+  return std::log(value);
 }
 
 // One Newton step to the maximum of the parabola through the logarithms; 0 where that has none.

@@ -83,7 +83,9 @@ Offset<Accumulate<T>> dark_offset(const HeatmapArgmaxArguments& a, const MapView
   const WindowState state = window_state(a.refine, window, peak.value);
   if (state == WindowState::broken) return {A(0), A(0)};
   if (state == WindowState::needs_factor) factor = peak.value / (blurred_maximum(a, map) + A(1e-12));
-  take_logarithms(a.refine, factor, &window);
+  for (int dy = -2; dy <= 2; ++dy)
+    for (int dx = -2; dx <= 2; ++dx)
+      if (dark_reads(a.refine, dy, dx)) window.value[2 + dy][2 + dx] = bounded_logarithm(a.refine, factor * window.at(dy, dx));
   return newton_step(a.refine, window);
 }
 
