@@ -2,6 +2,8 @@
 // comparison and choice (mask ? a : b); what they lack is here: conversion from and to element types, parts of a vector at
 // the end of a row, fused multiplication.
 #pragma once
+#include <initializer_list>
+
 #include "common/numeric.h"
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -269,7 +271,8 @@ inline Vector<float> exp2_vector(Vector<float> x) {
   const float rounder = 12582912.0f + 127.0f;  // 1.5 * 2^23 rounds to a whole number, left in the low bits with the exponent's bias
   const Vector<float> shifted = x + rounder, rest = x - (shifted - rounder);
   Vector<float> series = broadcast(0.00132647273f);  // fitted to the relative error on -0.5..0.5
-  for (const float factor : {0.00967151279f, 0.0555073374f, 0.240222421f, 0.693146978f, 1.0f}) series = multiply_add(series, rest, broadcast(factor));
+  for (const float factor : {0.00967151279f, 0.0555073374f, 0.240222421f, 0.693146978f, 1.0f})
+    series = multiply_add(series, rest, broadcast(factor));
   return series * exponent_of(shifted);
 }
 
@@ -278,7 +281,9 @@ inline Vector<double> exp2_vector(Vector<double> x) {
   const double rounder = 6755399441055744.0 + 1023.0;
   const Vector<double> shifted = x + rounder, rest = x - (shifted - rounder);
   Vector<double> series = broadcast(2.5678435993488205e-11);  // ln(2)^n / n!
-  for (const double factor : {4.4455382718708115e-10, 7.0549116208011233e-9, 1.01780860092397e-7, 1.3215486790144309e-6, 1.525273380405984e-5, 0.0001540353039338161, 0.0013333558146428443, 0.0096181291076284772, 0.05550410866482158, 0.24022650695910071, 0.69314718055994531, 1.0})
+  for (const double factor : {4.4455382718708115e-10, 7.0549116208011233e-9, 1.01780860092397e-7, 1.3215486790144309e-6, 1.525273380405984e-5,
+                              1.540353039338161e-4, 1.3333558146428443e-3, 9.6181291076284772e-3, 5.550410866482158e-2, 2.4022650695910071e-1,
+                              6.9314718055994531e-1, 1.0})
     series = multiply_add(series, rest, broadcast(factor));
   return series * exponent_of(shifted);
 }

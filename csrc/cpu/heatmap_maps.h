@@ -159,16 +159,19 @@ inline void find_packed_peaks(const HeatmapMaps& a, int64_t image, std::vector<A
   using A = Accumulate<T>;
   constexpr int64_t lanes = kWidth<A>;
   const int64_t size = a.joints * lanes;
-  scratch->assign(size_t(2 * size), kNothing<A>);
-  A *best = scratch->data(), *row = best + size;
+  scratch->assign(size_t(3 * size), kNothing<A>);
+  A *best = scratch->data(), *row = best + size, *most = row + size;  // `most` is of one row: pixels are read in order, once
   for (int64_t y = 0; y < a.height; ++y) {
-    const PackedRow<T> pixels = packed_row<T>(a, image, y);
-    for (int64_t v = 0; v < a.joints; ++v) {
-      const Vector<A> before = load_vector(best + v * lanes);
-      Vector<A> most = before;
-      pixels.for_vectors(v, kNothing<A>, [&](Vector<A> values, int64_t) { most = larger(values, most); });
-      store_vector(most, best + v * lanes);
-      store_vector(most > before ? broadcast(A(y)) : load_vector(row + v * lanes), row + v * lanes);
+    const T* pixels = packed_row<T>(a, image, y).data;
+    for (int64_t i = 0; i < size; i += lanes) store_vector(load_vector(best + i), most + i);
+    for (int64_t left = a.width * a.joints; left > 0; left -= size, pixels += size) {
+      int64_t i = 0;
+      for (; i < size && i + lanes <= left; i += lanes) store_vector(larger(load_vector(pixels + i), load_vector(most + i)), most + i);
+      for (; i < size && i < left; ++i) most[i] = A(load(pixels[i])) > most[i] ? A(load(pixels[i])) : most[i];
+    }
+    for (int64_t i = 0; i < size; i += lanes) {
+      store_vector(load_vector(most + i) > load_vector(best + i) ? broadcast(A(y)) : load_vector(row + i), row + i);
+      store_vector(load_vector(most + i), best + i);
     }
   }
   for (int64_t k = 0; k < a.joints; ++k) {

@@ -126,7 +126,7 @@ template <typename T, typename Finder, typename Arguments, int kWarpsOfMap>
 __global__ void __launch_bounds__(kWarpsOfBlock* kWarp) map_kernel(const Arguments a) {
   constexpr int kMaps = kWarpsOfBlock / kWarpsOfMap, kThreadsOfMap = kWarpsOfMap * kWarp;
   __shared__ Scratch<Arguments, Accumulate<T>> scratch[kMaps];
-  __shared__ alignas(16) unsigned char storage[kWarpsOfMap * sizeof(Finder)];
+  alignas(16) __shared__ unsigned char storage[kWarpsOfMap * sizeof(Finder)];
   const int slot = threadIdx.x / kThreadsOfMap, thread = threadIdx.x % kThreadsOfMap;
   Finder* parts = reinterpret_cast<Finder*>(storage);
   for (int64_t map = int64_t(blockIdx.x) * kMaps + slot; map < a.batch * a.joints; map += int64_t(gridDim.x) * kMaps) {
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kWarpsOfBlock* kWarp) map_kernel(const Argumen
 template <typename T, typename Finder, typename Arguments>
 __global__ void __launch_bounds__(kPackedThreads) packed_kernel(const Arguments a) {
   __shared__ Scratch<Arguments, Accumulate<T>> scratch[kPackedWarps];
-  __shared__ alignas(16) unsigned char storage[kPackedThreads * sizeof(Finder)];
+  alignas(16) __shared__ unsigned char storage[kPackedThreads * sizeof(Finder)];
   Finder* parts = reinterpret_cast<Finder*>(storage);
   const unsigned joints = unsigned(a.joints), width = unsigned(a.width), count = unsigned(a.height) * width, sharing = kPackedThreads / joints;
   const unsigned joint = threadIdx.x % joints, first = threadIdx.x / joints, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;

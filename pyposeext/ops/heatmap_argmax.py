@@ -46,14 +46,14 @@ def heatmap_argmax(
             where 0 < x < W - 1 and 0 < y < H - 1. "separate": x where 1 < x < W - 1, y where 1 < y < H - 1.
         nonpositive: what a maximum of 0 or less gives. "keep": its place, since logits may all be negative. "zero":
             (0, 0) as HRNet does, "minus_one": (-1, -1) as mmpose does, both unrefined. Not for "soft".
-        flipped: the flip test: heatmaps [B, K, H, W] of the mirrored images, of the same dtype. Everything is then done on
-            (heatmaps + flipped mirrored back) / 2, which is never stored nor rounded to 16 bits.
+        flipped: the flip test: heatmaps [B, K, H, W] of the mirrored images, of the same dtype. Everything is then done
+            on (heatmaps + flipped mirrored back) / 2, which is never stored nor rounded to 16 bits.
         flip_permutation: with `flipped`, int64 [K]: the joint whose map in `flipped` belongs to each joint (left and
             right swapped).
         flip_shift: with `flipped`, 0 or 1: by how many pixels the mirrored-back maps move to the right before they are
             averaged; column 0 keeps its value (1 is HRNet's shift for strides without a half-pixel offset).
-        affine: [B, 2, 3], any float dtype: coordinates (x, y) are returned as affine[:, :, :2] (x, y) + affine[:, :, 2],
-            those of maps without a maximum too.
+        affine: [B, 2, 3], any float dtype: coordinates (x, y) are returned as affine[:, :, :2] (x, y) +
+            affine[:, :, 2], those of maps without a maximum too.
 
     Returns:
         Coordinates [B, K, 2], x and y in pixels of the heatmap (whole numbers are pixel centres), and scores [B, K],
@@ -64,11 +64,12 @@ def heatmap_argmax(
         map's side.
 
     Raises:
-        RuntimeError: a wrong shape, dtype, device or option. InputError: `nonpositive` with "soft". A `flip_permutation`
-            that is none is refused on the CPU; on a GPU an index outside 0..K-1 stands for the joint itself.
+        RuntimeError: a wrong shape, dtype, device or option. InputError: `nonpositive` with "soft".
+            A `flip_permutation` that is none is refused on the CPU; on a GPU an index outside 0..K-1 stands for the joint
+            itself.
 
-    The coordinates of "soft" are differentiable once with respect to `heatmaps` and `flipped`; nothing else is: for a score
-    with a gradient take `heatmaps.amax((2, 3))`. Deterministic.
+    The coordinates of "soft" are differentiable once with respect to `heatmaps` and `flipped`; nothing else is: for a
+    score with a gradient take `heatmaps.amax((2, 3))`. Deterministic.
     """
     affine = None if affine is None else affine.detach()
     if refine == "soft":

@@ -26,7 +26,7 @@ def roi_heatmaps_to_keypoints(
     Returns:
         keypoints [N, K, 2], x and y in pixels by torchvision's rule (x1 + (column + 0.5) * width / ceil(width)); and
         scores [N, K]. Both float32, or float64 for float64. A box that is not finite, or has a side above 2^14 pixels,
-        gives zeros. A NaN never is the maximum; a map of nothing else has the score minus infinity, or 0 under "softmax".
+        gives zeros. A NaN never is the maximum; a map of nothing else scores minus infinity, or 0 under "softmax".
 
     Raises:
         RuntimeError: a wrong shape, dtype or device.
