@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.ops.harness import Workload, main
 from pyposeext import ops
-from pyposeext.ops.heatmap_argmax import reference
+from pyposeext.ops.heatmap_argmax import flip_average, reference
 
 JOINTS = 17
 
@@ -96,11 +96,29 @@ def soft_training(batch: int, size: tuple[int, int], layout: torch.memory_format
     )
 
 
+def flip_in_torch(heatmaps: Tensor, flipped: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor]:
+    """The flip test as it is written today: the average stored, then decoded."""
+    return ops.heatmap_argmax(flip_average(heatmaps, flipped, permutation, 1), "dark")
+
+
+def flip_workload(batch: int, size: tuple[int, int]) -> Workload:
+    def make(device: str) -> tuple[Tensor, Tensor, Tensor]:
+        maps = peaks(batch, *size).to(device)
+        return maps, maps.flip(3), torch.arange(JOINTS, device=device)
+
+    def ours(heatmaps: Tensor, flipped: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.heatmap_argmax(heatmaps, "dark", flipped=flipped, flip_permutation=permutation, flip_shift=1)
+
+    name = f"dark, flip test {batch}x{JOINTS}x{size[0]}x{size[1]}"
+    return Workload(name, make, ours, None, flip_in_torch, 2 * batch * JOINTS * size[0] * size[1] * 4)
+
+
 if __name__ == "__main__":
     main(
         "heatmap_argmax",
         [
-            *(workload(refine, 256, (96, 72)) for refine in ("none", "quarter", "dark", "soft")),
+            *(workload(refine, 256, (96, 72)) for refine in ("none", "quarter", "dark", "dark_udp", "soft")),
+            flip_workload(256, (96, 72)),
             workload("none", 256, (96, 72), torch.channels_last),
             workload("dark", 64, (64, 48)),
             workload("dark", 1, (96, 72)),

@@ -10,52 +10,81 @@
 namespace pyposeext {
 
 enum class Refinement : int32_t { none, quarter, dark, dark_udp };
+enum class QuarterGuard : int32_t { hrnet, mmpose, hourglass, separate };
 enum class NonPositive : int32_t { keep, zero, minus_one };
 
 constexpr int kMaximumBlurRadius = 15;
 constexpr int kPeakSide = 5;  // the blurred values around a maximum: 5 x 5
-constexpr int kBlurRows = 2 * kMaximumBlurRadius + kPeakSide;
+constexpr int kBlurSide = 2 * kMaximumBlurRadius + kPeakSide;  // the values these are blurred from, at most
 
-struct HeatmapArgmaxArguments {
+// The maps that both kinds of kernel read. Where `flipped` is given, a map means the average of itself and of the mirrored
+// image's map of the joint's counterpart, mirrored back: the flip test, whose averages are never stored.
+struct HeatmapMaps {
   DType dtype;
   int64_t batch, joints, height, width;
-  const void* heatmaps;  // [B, K, H, W]
-  int64_t stride[4];     // in elements
+  const void* heatmaps;              // [B, K, H, W]
+  int64_t stride[4];                 // in elements
+  const void* flipped;               // [B, K, H, W], or null
+  int64_t flipped_stride[4];
+  const int64_t* flip_permutation;   // [K], each joint's counterpart
+  int64_t flip_shift;                // 0 or 1: pixels by which the mirrored-back map moves to the right; column 0 stays
+  const void* affine;                // [B, 2, 3], of float, or double where dtype is float64: applied to coordinates; or null
+};
+
+struct HeatmapArgmaxArguments : HeatmapMaps {
   Refinement refine;
-  bool mmpose_guard;     // the quarter offset's border rule: mmpose's, or HRNet's
+  QuarterGuard quarter_guard;
   NonPositive nonpositive;
   int64_t blur_radius;
   double blur_weight[kMaximumBlurRadius + 1];  // by distance from the centre
-  void* coordinates;     // [B, K, 2]: x, y, of float, or double where dtype is float64
-  void* scores;          // [B, K], of the same type
+  void* coordinates;                 // [B, K, 2]: x, y, of the affine's type
+  void* scores;                      // [B, K], of the same type
 };
 
-struct HeatmapSoftArgmaxArguments {
-  DType dtype;
-  int64_t batch, joints, height, width;
-  const void* heatmaps;  // [B, K, H, W]
-  int64_t stride[4];
+struct HeatmapSoftArgmaxArguments : HeatmapMaps {
   double temperature;
-  void* coordinates;     // [B, K, 2]: written in the forward, read in the backward
-  void* scores;          // [B, K], the maxima
-  void* sums;            // [B, K], of exp(temperature * (value - maximum)); 0 where that has no meaning, and no gradient
-  const void* gradient;  // [B, K, 2], of the coordinates
-  void* out;             // [B, K, H, W], the gradient of the heatmaps
+  void* coordinates;                 // [B, K, 2], written in the forward
+  void* scores;                      // [B, K], the maxima, likewise
+  void* statistics;                  // [B, K, 4], SoftStatistics: written in the forward, read in the backward
+  const void* gradient;              // [B, K, 2], of the coordinates
+  void* out;                         // [B, K, H, W], the gradient of the heatmaps
   int64_t out_stride[4];
+  void* flipped_out;                 // [B, K, H, W], of `flipped`
+  int64_t flipped_out_stride[4];
 };
 
 inline namespace PYPOSEEXT_LEVEL {
 
+// The column of the mirrored image's map that falls on column x of the map. Columns 0 and 1 share one under the shift.
+PYPOSEEXT_HOST_DEVICE int64_t mirrored_column(int64_t x, int64_t width, int64_t shift) { return width - 1 - x + (x > 0 ? shift : 0); }
+
 template <typename T> struct MapView {
   const T* data;
   int64_t height, width, stride_y, stride_x;
-  PYPOSEEXT_HOST_DEVICE Accumulate<T> at(int64_t y, int64_t x) const { return load(data[y * stride_y + x * stride_x]); }
+  const T* mirrored;  // null where nothing is averaged
+  int64_t mirrored_stride_y, mirrored_stride_x, shift;
+
+  PYPOSEEXT_HOST_DEVICE Accumulate<T> at(int64_t y, int64_t x) const {
+    const Accumulate<T> value = load(data[y * stride_y + x * stride_x]);
+    if (mirrored == nullptr) return value;
+    return (value + load(mirrored[y * mirrored_stride_y + mirrored_column(x, width, shift) * mirrored_stride_x])) / 2;
+  }
 };
 
-template <typename T, typename Arguments>
-PYPOSEEXT_HOST_DEVICE MapView<T> map_view(const Arguments& a, int64_t map) {
-  const T* data = static_cast<const T*>(a.heatmaps) + map / a.joints * a.stride[0] + map % a.joints * a.stride[1];
-  return {data, a.height, a.width, a.stride[2], a.stride[3]};
+// A joint that `flip_permutation` gives no counterpart inside 0..K-1 is its own: nothing outside the maps is ever read.
+PYPOSEEXT_HOST_DEVICE int64_t counterpart(const HeatmapMaps& a, int64_t joint) {
+  const int64_t other = a.flip_permutation[joint];
+  return other >= 0 && other < a.joints ? other : joint;
+}
+
+template <typename T>
+PYPOSEEXT_HOST_DEVICE MapView<T> map_view(const HeatmapMaps& a, int64_t map) {
+  const int64_t image = map / a.joints, joint = map % a.joints;
+  const T* data = static_cast<const T*>(a.heatmaps) + image * a.stride[0] + joint * a.stride[1];
+  MapView<T> view{data, a.height, a.width, a.stride[2], a.stride[3], nullptr, a.flipped_stride[2], a.flipped_stride[3], a.flip_shift};
+  if (a.flipped != nullptr)
+    view.mirrored = static_cast<const T*>(a.flipped) + image * a.flipped_stride[0] + counterpart(a, joint) * a.flipped_stride[1];
+  return view;
 }
 
 template <typename A> struct Peak {
@@ -69,12 +98,16 @@ template <typename A> struct Offset {
 
 template <typename A> PYPOSEEXT_HOST_DEVICE A quarter_of(A difference) { return difference > A(0) ? A(0.25) : difference < A(0) ? A(-0.25) : A(0); }
 
-// A quarter of a pixel towards the larger neighbour. The guards are those of the published code.
+// A quarter of a pixel towards the larger neighbour. At the border the published codes differ in where it applies; in all of
+// them it applies along an axis only where both neighbours exist.
 template <typename T>
-PYPOSEEXT_HOST_DEVICE Offset<Accumulate<T>> quarter_offset(const MapView<T>& map, int64_t y, int64_t x, bool mmpose_guard) {
+PYPOSEEXT_HOST_DEVICE Offset<Accumulate<T>> quarter_offset(const MapView<T>& map, int64_t y, int64_t x, QuarterGuard guard) {
   using A = Accumulate<T>;
-  const bool inner_x = x > 1 && x < map.width - 1, inner_y = y > 1 && y < map.height - 1;
-  const bool along_x = inner_x && (mmpose_guard ? y > 0 : inner_y), along_y = inner_y && (mmpose_guard ? x > 0 : inner_x);
+  const int64_t first = guard == QuarterGuard::hourglass ? 1 : 2;
+  const bool inner_x = x >= first && x < map.width - 1, inner_y = y >= first && y < map.height - 1;
+  bool along_x = inner_x && inner_y, along_y = along_x;
+  if (guard == QuarterGuard::mmpose) along_x = inner_x && y > 0, along_y = inner_y && x > 0;
+  if (guard == QuarterGuard::separate) along_x = inner_x, along_y = inner_y;
   return {along_x ? quarter_of(map.at(y, x + 1) - map.at(y, x - 1)) : A(0), along_y ? quarter_of(map.at(y + 1, x) - map.at(y - 1, x)) : A(0)};
 }
 
@@ -83,46 +116,14 @@ PYPOSEEXT_HOST_DEVICE bool dark_applies(const HeatmapArgmaxArguments& a, int64_t
   return a.refine == Refinement::dark_udp || (x > 1 && x < a.width - 2 && y > 1 && y < a.height - 2);
 }
 
-// One row of the map blurred along x; rows and columns outside the map are 0.
-template <typename T>
-PYPOSEEXT_HOST_DEVICE Accumulate<T> blur_along_x(const HeatmapArgmaxArguments& a, const MapView<T>& map, int64_t y, int64_t x) {
-  using A = Accumulate<T>;
-  A sum = A(0);
-  if (y < 0 || y >= a.height) return sum;
-  const int64_t first = x < a.blur_radius ? -x : -a.blur_radius, last = a.width - 1 - x < a.blur_radius ? a.width - 1 - x : a.blur_radius;
-  for (int64_t i = first; i <= last; ++i) sum = multiply_add(A(a.blur_weight[i < 0 ? -i : i]), map.at(y, x + i), sum);
-  return sum;
-}
-
 // The row or column nearest to `at` that the map has: the UDP variant repeats the blurred map's edge.
 PYPOSEEXT_HOST_DEVICE int64_t nearest_inside(int64_t at, int64_t size) { return at < 0 ? 0 : at < size ? at : size - 1; }
-
-// The map blurred along x, around (y, x): [i][j] is row y - 2 - radius + i and column x - 2 + j.
-template <typename A> struct BlurRows {
-  A value[kBlurRows][kPeakSide];
-};
-
-template <typename T>
-PYPOSEEXT_HOST_DEVICE void fill_blur_row(const HeatmapArgmaxArguments& a, const MapView<T>& map, int64_t y, int64_t x, int64_t i,
-                                         BlurRows<Accumulate<T>>* rows) {
-  for (int64_t j = 0; j < kPeakSide; ++j)
-    rows->value[i][j] = blur_along_x(a, map, y - 2 - a.blur_radius + i, nearest_inside(x - 2 + j, a.width));
-}
 
 // The blurred values around a maximum at (y, x), by their distance from it.
 template <typename A> struct PeakWindow {
   A value[kPeakSide][kPeakSide];
   PYPOSEEXT_HOST_DEVICE A at(int dy, int dx) const { return value[2 + dy][2 + dx]; }
 };
-
-template <typename A>
-PYPOSEEXT_HOST_DEVICE A blur_along_y(const HeatmapArgmaxArguments& a, const BlurRows<A>& rows, int64_t y, int64_t i, int64_t j) {
-  const int64_t centre = nearest_inside(y - 2 + i, a.height) - (y - 2) + a.blur_radius;
-  A sum = A(0);
-  for (int64_t k = -a.blur_radius; k <= a.blur_radius; ++k)
-    sum = multiply_add(A(a.blur_weight[k < 0 ? -k : k]), rows.value[centre + k][j], sum);
-  return sum;
-}
 
 PYPOSEEXT_HOST_DEVICE bool dark_reads(Refinement refine, int dy, int dx) {
   const int distance = (dy < 0 ? -dy : dy) + (dx < 0 ? -dx : dx);
@@ -151,18 +152,13 @@ PYPOSEEXT_HOST_DEVICE WindowState window_state(Refinement refine, const PeakWind
   return usable ? WindowState::usable : WindowState::needs_factor;
 }
 
-// Replaces the values by logarithms.
+// The logarithm of a blurred value that was rescaled, between its floor and its ceiling.
 template <typename A>
-PYPOSEEXT_HOST_DEVICE void take_logarithms(Refinement refine, A factor, PeakWindow<A>* window) {
+PYPOSEEXT_HOST_DEVICE A bounded_logarithm(Refinement refine, A value) {
   const A floor = logarithm_floor<A>(refine);
-  for (int i = 0; i < kPeakSide; ++i) {
-    for (int j = 0; j < kPeakSide; ++j) {
-      A value = window->value[i][j] * factor;
-      if (!(value > floor)) value = floor;
-      if (refine == Refinement::dark_udp && value > A(kUdpCeiling)) value = A(kUdpCeiling);
-      window->value[i][j] = std::log(value);
-    }
-  }
+  if (!(value > floor)) value = floor;
+  if (refine == Refinement::dark_udp && value > A(kUdpCeiling)) value = A(kUdpCeiling);
+  return std::log(value);
 }
 
 // One Newton step to the maximum of the parabola through the logarithms; 0 where that has none.
@@ -185,67 +181,78 @@ PYPOSEEXT_HOST_DEVICE Offset<A> newton_step(Refinement refine, const PeakWindow<
   return is_finite(step.x) && is_finite(step.y) ? step : Offset<A>{A(0), A(0)};  // also where the determinant is 0
 }
 
+// Writes the place of one map's maximum, through the image's affine map where there is one.
+template <typename A>
+PYPOSEEXT_HOST_DEVICE void write_place(const HeatmapMaps& a, void* coordinates, int64_t map, A x, A y) {
+  A* out = static_cast<A*>(coordinates) + 2 * map;
+  if (a.affine == nullptr) {
+    out[0] = x;
+    out[1] = y;
+    return;
+  }
+  const A* m = static_cast<const A*>(a.affine) + 6 * (map / a.joints);
+  out[0] = multiply_add(m[0], x, multiply_add(m[1], y, m[2]));
+  out[1] = multiply_add(m[3], x, multiply_add(m[4], y, m[5]));
+}
+
 // Writes the result of one map: an offset from the maximum, or what the rule for maps without a positive value says.
 template <typename A>
 PYPOSEEXT_HOST_DEVICE void write_peak(const HeatmapArgmaxArguments& a, int64_t map, const Peak<A>& peak, const Offset<A>& offset) {
-  A* out = static_cast<A*>(a.coordinates) + 2 * map;
-  if (peak.index < 0 || (a.nonpositive != NonPositive::keep && peak.value <= A(0))) {
-    out[0] = out[1] = a.nonpositive == NonPositive::zero ? A(0) : A(-1);
-  } else {
-    out[0] = A(peak.index % a.width) + offset.x;
-    out[1] = A(peak.index / a.width) + offset.y;
+  A x = a.nonpositive == NonPositive::zero ? A(0) : A(-1), y = x;
+  if (peak.index >= 0 && (a.nonpositive == NonPositive::keep || peak.value > A(0))) {
+    x = A(peak.index % a.width) + offset.x;
+    y = A(peak.index / a.width) + offset.y;
   }
+  write_place(a, a.coordinates, map, x, y);
   static_cast<A*>(a.scores)[map] = peak.value;
 }
 
-// e^x for x <= 0 and for NaN, which gives 0. On the CPU in float32 to 2 units in the last place, without a branch or a
-// call, so that loops over it are vectorised; below -87 it is 0.
-PYPOSEEXT_HOST_DEVICE float exp_nonpositive(float x) {
-#if defined(__CUDA_ARCH__)
-  return x <= 0.0f ? expf(x) : 0.0f;
-#else
-  const float bounded = x > -87.0f ? x : -87.0f;
-  const float shifted = multiply_add(bounded, 1.44269504088896341f, 12582912.0f);  // 1.5 * 2^23 rounds to a whole number
-  const float power = shifted - 12582912.0f;
-  const float rest = multiply_add(power, 2.12194440e-4f, multiply_add(power, -0.693359375f, bounded));
-  float series = 1.9875691500e-4f;  // Cephes' expf
-  series = multiply_add(series, rest, 1.3981999507e-3f);
-  series = multiply_add(series, rest, 8.3334519073e-3f);
-  series = multiply_add(series, rest, 4.1665795894e-2f);
-  series = multiply_add(series, rest, 1.6666665459e-1f);
-  series = multiply_add(series, rest, 5.0000001201e-1f);
-  series = multiply_add(series * rest, rest, rest) + 1.0f;
-  const float scale = float_from_bits((bits_of_float(shifted) << 23) + 0x3f800000u);
-  return x > -87.0f ? series * scale : 0.0f;
-#endif
+// The weight of a value is 2^(scale * value + shift): e^(temperature * (value - maximum)), up to a factor near 1 that all
+// values of a map share.
+template <typename A> struct SoftExponent {
+  A scale, shift;
+};
+
+template <typename A>
+PYPOSEEXT_HOST_DEVICE SoftExponent<A> soft_exponent(const HeatmapSoftArgmaxArguments& a, A maximum) {
+  const A scale = A(a.temperature * 1.4426950408889634074);
+  return {scale, -(scale * maximum)};
 }
 
-PYPOSEEXT_HOST_DEVICE double exp_nonpositive(double x) { return x <= 0.0 ? exp(x) : 0.0; }
+// What the backward needs of each map. The sum of its weights is 0 where softmax has no meaning, and there is no gradient.
+template <typename A> struct SoftStatistics {
+  A mean_x, mean_y, maximum, sum;
+};
 
-// Writes the result of one map from the sums over it of w, w * x and w * y, w being exp(temperature * (value - maximum)).
+// Writes the result of one map from the sums over it of w, w * x and w * y, w being the weight of a value.
 // A map whose maximum is not finite has no softmax: its first maximum is taken, without a gradient.
 template <typename A, typename Sum>
-PYPOSEEXT_HOST_DEVICE void write_mean(const HeatmapSoftArgmaxArguments& a, int64_t map, const Peak<A>& peak, Sum total, Sum x, Sum y) {
-  A* out = static_cast<A*>(a.coordinates) + 2 * map;
+PYPOSEEXT_HOST_DEVICE void write_mean(const HeatmapSoftArgmaxArguments& a, int64_t map, const Peak<A>& peak, Sum total, Sum along_x, Sum along_y) {
   const bool finite = is_finite(peak.value), found = peak.index >= 0;
-  out[0] = finite ? A(x / total) : found ? A(peak.index % a.width) : A(-1);
-  out[1] = finite ? A(y / total) : found ? A(peak.index / a.width) : A(-1);
+  const A x = finite ? A(along_x / total) : found ? A(peak.index % a.width) : A(-1);
+  const A y = finite ? A(along_y / total) : found ? A(peak.index / a.width) : A(-1);
+  write_place(a, a.coordinates, map, x, y);
   static_cast<A*>(a.scores)[map] = peak.value;
-  static_cast<A*>(a.sums)[map] = finite ? A(total) : A(0);
+  static_cast<SoftStatistics<A>*>(a.statistics)[map] = {x, y, peak.value, finite ? A(total) : A(0)};
 }
 
 // What the backward reads of one map: d value = weight(value) * (along_x * (x - mean_x) + along_y * (y - mean_y)).
 template <typename A> struct SoftGradient {
-  A maximum, mean_x, mean_y, along_x, along_y;
+  SoftExponent<A> exponent;
+  A mean_x, mean_y, along_x, along_y;
 };
 
 template <typename A>
 PYPOSEEXT_HOST_DEVICE SoftGradient<A> soft_gradient(const HeatmapSoftArgmaxArguments& a, int64_t map) {
-  const A sum = static_cast<const A*>(a.sums)[map];
-  if (!(sum > A(0))) return {A(INFINITY), A(0), A(0), A(0), A(0)};  // every weight is then 0
-  const A *mean = static_cast<const A*>(a.coordinates) + 2 * map, *gradient = static_cast<const A*>(a.gradient) + 2 * map;
-  const A scale = A(a.temperature) / sum;
-  return {static_cast<const A*>(a.scores)[map], mean[0], mean[1], scale * gradient[0], scale * gradient[1]};
+  const SoftStatistics<A> s = static_cast<const SoftStatistics<A>*>(a.statistics)[map];
+  if (!(s.sum > A(0))) return {{A(0), -A(INFINITY)}, A(0), A(0), A(0), A(0)};  // every weight is then 0
+  const A* gradient = static_cast<const A*>(a.gradient) + 2 * map;
+  const A *m = static_cast<const A*>(a.affine), along_x = gradient[0], along_y = gradient[1];
+  // Of an average each of its two maps gets half.
+  const A scale = A(a.temperature) / s.sum * (a.flipped != nullptr ? A(0.5) : A(1));
+  if (m != nullptr) m += 6 * (map / a.joints);
+  return {soft_exponent(a, s.maximum), s.mean_x, s.mean_y, scale * (m == nullptr ? along_x : m[0] * along_x + m[3] * along_y),
+          scale * (m == nullptr ? along_y : m[1] * along_x + m[4] * along_y)};
 }
 
 }  // inline namespace PYPOSEEXT_LEVEL

@@ -5,74 +5,155 @@
 
 #include "common/bicubic_math.h"
 #include "common/parallel.h"
+#include "common/vector.h"
 
 namespace pyposeext::PYPOSEEXT_LEVEL {
 namespace {
 
+// The targets along one side of a box: their weights, and which of them each cell has.
 template <typename A>
-struct Peak {
-  A value = -std::numeric_limits<A>::infinity();
-  int64_t row = 0, column = 0;
+struct Side {
+  std::vector<A> weight[kCubicTaps];  // of each target, and a vector more
+  std::vector<int64_t> first;         // cell c has targets first[c] to first[c + 1] - 1
+
+  void set(int64_t size, int64_t targets) {
+    for (std::vector<A>& weights : weight) weights.assign(size_t(targets + kWidth<A>), A(0));
+    first.assign(size_t(size + 2), targets);
+    for (int64_t i = targets - 1; i >= 0; --i) {
+      const CubicTaps<A> taps = cubic_taps<A>(i, size, targets);
+      for (int tap = 0; tap < kCubicTaps; ++tap) weight[tap][size_t(i)] = taps.weight[tap];
+      first[size_t(taps.cell)] = i;
+    }
+    for (int64_t cell = size; cell >= 0; --cell)
+      if (first[size_t(cell)] > first[size_t(cell + 1)]) first[size_t(cell)] = first[size_t(cell + 1)];
+  }
 };
 
-// Searches one resized map for its first maximum without storing it. A row can only win if its bound reaches the best
-// value so far, so rows are visited outward from the low-resolution peak, where the best value is met at once.
+// Searches one resized map for its first maximum without storing it: only cells whose bound reaches the best value so far
+// are resized, beginning with the one of the largest bound.
 template <typename A>
 class MapSearch {
  public:
-  MapSearch(int64_t height, int64_t width) : height_(height), width_(width), map_(size_t(height * width)), row_(size_t(width)) {}
+  MapSearch(int64_t height, int64_t width)
+      : height_(height),
+        width_(width),
+        stride_((width + 4) / kWidth<A> * kWidth<A> + 2 * kWidth<A>),  // whole vectors from the fourth tap of the last cell on
+        pixels_(size_t((height + 4) * stride_)),
+        low_(pixels_.size()),
+        high_(pixels_.size()) {}
 
   void set_box(int64_t rows, int64_t columns) {
-    rows_.clear();
-    columns_.clear();
-    for (int64_t i = 0; i < rows; ++i) rows_.push_back(cubic_taps<A>(i, height_, rows));
-    for (int64_t i = 0; i < columns; ++i) columns_.push_back(cubic_taps<A>(i, width_, columns));
+    rows_.set(height_, rows);
+    columns_.set(width_, columns);
   }
 
   template <typename T>
-  Peak<A> run(const T* heatmap, int64_t row_stride, int64_t column_stride) {
-    int64_t peak_row = 0;
-    A highest = -std::numeric_limits<A>::infinity();
-    for (int64_t y = 0; y < height_; ++y)
-      for (int64_t x = 0; x < width_; ++x) {
-        const A value = load(heatmap[y * row_stride + x * column_stride]);
-        map_[size_t(y * width_ + x)] = value;
-        if (value > highest) highest = value, peak_row = y;
-      }
-    Peak<A> best;
-    const int64_t rows = int64_t(rows_.size()), start = (2 * peak_row + 1) * rows / (2 * height_);
-    for (int64_t down = start, up = start - 1; down < rows || up >= 0; ++down, --up) {
-      if (down < rows) search_row(down, &best);
-      if (up >= 0) search_row(up, &best);
-    }
+  ResizedPeak<A> run(const T* heatmap, int64_t row_stride, int64_t column_stride) {
+    copy_pixels(heatmap, row_stride, column_stride);
+    bound_cells();
+    ResizedPeak<A> best;
+    Vector<A> most = broadcast(-std::numeric_limits<A>::infinity());
+    for (int64_t y = 0; y <= height_; ++y)
+      for (int64_t x = 0; x <= width_; x += kWidth<A>) most = larger(load_vector(bound(y) + x), most);
+    const A largest = maximum_of(most);
+    search_cells(largest, &best);
+    search_cells(-std::numeric_limits<A>::infinity(), &best);
     return best;
   }
 
+  // The sum over the map of e^(value - maximum), and the maximum; NaN has no weight.
+  A exponential_sum(A* maximum) const {
+    Vector<A> most = broadcast(-std::numeric_limits<A>::infinity()), sum{};
+    for_pixels([&](Vector<A> values) { most = larger(values, most); });
+    *maximum = maximum_of(most);
+    const A scale = A(1.4426950408889634074);
+    for_pixels([&](Vector<A> values) { sum += exp2_vector((values - *maximum) * scale); });
+    return sum_of(sum);
+  }
+
  private:
-  void search_row(int64_t row, Peak<A>* best) {
-    const CubicTaps<A>& taps = rows_[size_t(row)];
-    A low = std::numeric_limits<A>::infinity(), high = -low;
-    for (int64_t x = 0; x < width_; ++x) {
-      A sum = A(0);
-      for (int i = 0; i < 4; ++i) sum += taps.weight[i] * map_[size_t(taps.pixel[i] * width_ + x)];
-      row_[size_t(x)] = sum;
-      low = sum < low ? sum : low;
-      high = sum > high ? sum : high;
-    }
-    // 0.1875 is the largest negative mass of the kernel; the margin covers the rounding of four products.
-    const A margin = A(16) * std::numeric_limits<A>::epsilon() * (std::abs(low) + std::abs(high));
-    if (high + A(0.1875) * (high - low) + margin < best->value) return;
-    for (int64_t x = 0; x < int64_t(columns_.size()); ++x) {
-      const CubicTaps<A>& column = columns_[size_t(x)];
-      A value = A(0);
-      for (int i = 0; i < 4; ++i) value += column.weight[i] * row_[size_t(column.pixel[i])];
-      if (value > best->value || (value == best->value && (row < best->row || (row == best->row && x < best->column)))) *best = {value, row, x};
+  A* bound(int64_t y) { return high_.data() + y * stride_; }  // in the place of a row that is not read again
+
+  // The map with two pixels more on each side, its edge repeated; NaN beyond them, which the bounds leave out.
+  template <typename T>
+  void copy_pixels(const T* heatmap, int64_t row_stride, int64_t column_stride) {
+    for (int64_t y = 0; y < height_ + 4; ++y) {
+      const T* from = heatmap + tap_pixel(y, 0, height_) * row_stride;
+      A* to = pixels_.data() + y * stride_;
+      int64_t x = 0;
+      if (column_stride == 1)
+        for (; x + kWidth<A> <= width_; x += kWidth<A>) store_vector(load_vector(from + x), to + 2 + x);
+      for (; x < width_; ++x) to[2 + x] = load(from[x * column_stride]);
+      to[0] = to[1] = to[2];
+      to[width_ + 2] = to[width_ + 3] = to[width_ + 1];
+      for (x = width_ + 4; x < stride_; ++x) to[x] = std::numeric_limits<A>::quiet_NaN();
     }
   }
 
-  int64_t height_, width_;
-  std::vector<A> map_, row_;
-  std::vector<CubicTaps<A>> rows_, columns_;
+  template <typename Body>
+  void for_pixels(const Body& body) const {
+    for (int64_t y = 2; y < height_ + 2; ++y) {
+      const A* row = pixels_.data() + y * stride_ + 2;
+      for (int64_t x = 0; x < width_; x += kWidth<A>) {
+        const Vector<A> values = load_vector(row + x);
+        body(lane_numbers<A>() < A(width_ - x) ? values : broadcast(-std::numeric_limits<A>::infinity()));
+      }
+    }
+  }
+
+  // What each row can give in a cell at least and at most, and from four rows the cell's bound.
+  void bound_cells() {
+    for (int64_t y = 0; y < height_ + 4; ++y) {
+      const A* row = pixels_.data() + y * stride_;
+      for (int64_t x = 0; x <= width_; x += kWidth<A>) {
+        const Vector<A> a = load_vector(row + x), b = load_vector(row + x + 1), c = load_vector(row + x + 2), d = load_vector(row + x + 3);
+        store_vector(cubic_lowest<A>(a, b, c, d), &low_[size_t(y * stride_ + x)]);
+        store_vector(cubic_highest<A>(a, b, c, d), &high_[size_t(y * stride_ + x)]);
+      }
+    }
+    for (int64_t y = 0; y <= height_; ++y) {
+      for (int64_t x = 0; x <= width_; x += kWidth<A>) {
+        const A *low = &low_[size_t(y * stride_ + x)], *high = &high_[size_t(y * stride_ + x)];
+        store_vector(cell_bound<A>(load_vector(low), load_vector(high + stride_), load_vector(high + 2 * stride_), load_vector(low + 3 * stride_)),
+                     bound(y) + x);
+      }
+    }
+  }
+
+  // Searches the cells whose bound reaches `least` and the best value, both.
+  void search_cells(A least, ResizedPeak<A>* best) {
+    for (int64_t y = 0; y <= height_; ++y) {
+      const A* bounds = bound(y);
+      for (int64_t x = 0; x <= width_; x += kWidth<A>) {
+        const A needed = best->value > least ? best->value : least;
+        if (!any_of(load_vector(bounds + x) >= broadcast(needed))) continue;
+        for (int64_t cell = x; cell <= width_ && cell < x + kWidth<A>; ++cell)
+          if (bounds[cell] >= needed) search_cell(y, cell, best);
+      }
+    }
+  }
+
+  void search_cell(int64_t cell_y, int64_t cell_x, ResizedPeak<A>* best) {
+    const int64_t begin = columns_.first[size_t(cell_x)], end = columns_.first[size_t(cell_x + 1)];
+    const A* pixels = pixels_.data() + cell_y * stride_ + cell_x;
+    for (int64_t row = rows_.first[size_t(cell_y)]; row < rows_.first[size_t(cell_y + 1)]; ++row) {
+      A filtered[kCubicTaps] = {};
+      for (int64_t y = 0; y < kCubicTaps; ++y)
+        for (int64_t x = 0; x < kCubicTaps; ++x) filtered[x] = multiply_add(rows_.weight[y][size_t(row)], pixels[y * stride_ + x], filtered[x]);
+      for (int64_t column = begin; column < end; column += kWidth<A>) {
+        Vector<A> values{};
+        for (int64_t x = 0; x < kCubicTaps; ++x)
+          values = multiply_add(load_vector(&columns_.weight[x][size_t(column)]), broadcast(filtered[x]), values);
+        values = lane_numbers<A>() < A(end - column) ? values : broadcast(-std::numeric_limits<A>::infinity());
+        if (!any_of(values >= broadcast(best->value))) continue;
+        for (int64_t i = 0; i < kWidth<A>; ++i) best->keep_better({values[i], row, column + i});
+      }
+    }
+  }
+
+  int64_t height_, width_, stride_;
+  std::vector<A> pixels_, low_, high_;
+  Side<A> rows_, columns_;
 };
 
 template <typename T>
@@ -81,22 +162,18 @@ void run(const RoiHeatmapsArguments& a) {
   parallel_for(0, a.rois, 1, [&](int64_t from, int64_t to) {
     MapSearch<A> search(a.height, a.width);
     for (int64_t n = from; n < to; ++n) {
-      const A* box = static_cast<const A*>(a.boxes) + 4 * n;
-      const A width = box[2] - box[0] > A(1) ? box[2] - box[0] : A(1), height = box[3] - box[1] > A(1) ? box[3] - box[1] : A(1);
-      const int64_t columns = target_size(box[2] - box[0]), rows = target_size(box[3] - box[1]);
-      A *keypoint = static_cast<A*>(a.keypoints) + 2 * n * a.joints, *score = static_cast<A*>(a.scores) + n * a.joints;
-      const bool decodes = columns > 0 && rows > 0 && is_finite_box(box);
-      if (decodes) search.set_box(rows, columns);
-      for (int64_t k = 0; k < a.joints; ++k, keypoint += 2, ++score) {
-        if (!decodes) {
-          keypoint[0] = keypoint[1] = *score = A(0);
+      const TargetBox<A> box = target_box(static_cast<const A*>(a.boxes) + 4 * n);
+      if (box.decodes) search.set_box(box.rows, box.columns);
+      for (int64_t map = n * a.joints; map < (n + 1) * a.joints; ++map) {
+        if (!box.decodes) {
+          write_undecoded<A>(a, map);
           continue;
         }
-        const T* heatmap = static_cast<const T*>(a.heatmaps) + n * a.stride[0] + k * a.stride[1];
-        const Peak<A> peak = search.run(heatmap, a.stride[2], a.stride[3]);
-        keypoint[0] = (A(peak.column) + A(0.5)) * (width / A(columns)) + box[0];
-        keypoint[1] = (A(peak.row) + A(0.5)) * (height / A(rows)) + box[1];
-        *score = peak.value;
+        const T* heatmap = static_cast<const T*>(a.heatmaps) + n * a.stride[0] + map % a.joints * a.stride[1];
+        const ResizedPeak<A> peak = search.run(heatmap, a.stride[2], a.stride[3]);
+        A maximum = A(0), sum = A(0);
+        if (a.softmax) sum = search.exponential_sum(&maximum);
+        write_keypoint(a, map, box, peak, maximum, sum);
       }
     }
   });

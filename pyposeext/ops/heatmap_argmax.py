@@ -20,8 +20,12 @@ def heatmap_argmax(
     *,
     blur_kernel: int = 11,
     temperature: float = 1.0,
-    quarter_guard: Literal["hrnet", "mmpose"] = "hrnet",
+    quarter_guard: Literal["hrnet", "mmpose", "hourglass", "separate"] = "hrnet",
     nonpositive: Literal["keep", "zero", "minus_one"] = "keep",
+    flipped: Tensor | None = None,
+    flip_permutation: Tensor | None = None,
+    flip_shift: int = 0,
+    affine: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The place and the value of each heatmap's maximum.
 
@@ -38,9 +42,18 @@ def heatmap_argmax(
             sigma 2, 17 with sigma 3.
         temperature: of "soft", positive.
         quarter_guard: the border rule of "quarter". "hrnet": both axes where 1 < x < W - 1 and 1 < y < H - 1.
-            "mmpose": x where 1 < x < W - 1 and 0 < y < H, y likewise.
+            "mmpose": x where 1 < x < W - 1 and 0 < y < H, y likewise. "hourglass" (Newell et al.'s own code): both axes
+            where 0 < x < W - 1 and 0 < y < H - 1. "separate": x where 1 < x < W - 1, y where 1 < y < H - 1.
         nonpositive: what a maximum of 0 or less gives. "keep": its place, since logits may all be negative. "zero":
             (0, 0) as HRNet does, "minus_one": (-1, -1) as mmpose does, both unrefined. Not for "soft".
+        flipped: the flip test: heatmaps [B, K, H, W] of the mirrored images, of the same dtype. Everything is then done
+            on (heatmaps + flipped mirrored back) / 2, which is never stored nor rounded to 16 bits.
+        flip_permutation: with `flipped`, int64 [K]: the joint whose map in `flipped` belongs to each joint (left and
+            right swapped).
+        flip_shift: with `flipped`, 0 or 1: by how many pixels the mirrored-back maps move to the right before they are
+            averaged; column 0 keeps its value (1 is HRNet's shift for strides without a half-pixel offset).
+        affine: [B, 2, 3], any float dtype: coordinates (x, y) are returned as affine[:, :, :2] (x, y) +
+            affine[:, :, 2], those of maps without a maximum too.
 
     Returns:
         Coordinates [B, K, 2], x and y in pixels of the heatmap (whole numbers are pixel centres), and scores [B, K],
@@ -51,16 +64,24 @@ def heatmap_argmax(
         map's side.
 
     Raises:
-        RuntimeError: a wrong rank, dtype, device or option. InputError: `nonpositive` with "soft".
+        RuntimeError: a wrong shape, dtype, device or option. InputError: `nonpositive` with "soft".
+            A `flip_permutation` that is none is refused on the CPU; on a GPU an index outside 0..K-1 stands for the
+            joint itself.
 
-    The coordinates of "soft" are differentiable once with respect to `heatmaps`; nothing else is. Deterministic.
+    The coordinates of "soft" are differentiable once with respect to `heatmaps` and `flipped`; nothing else is: for a
+    score with a gradient take `heatmaps.amax((2, 3))`. Deterministic.
     """
+    affine = None if affine is None else affine.detach()
     if refine == "soft":
         if nonpositive != "keep":
             raise InputError(f"heatmap_argmax: nonpositive must be keep with refine='soft', got {nonpositive}")
-        coordinates, scores, _ = torch.ops.pyposeext.heatmap_soft_argmax(heatmaps, temperature)
+        coordinates, scores, _ = torch.ops.pyposeext.heatmap_soft_argmax(
+            heatmaps, temperature, flipped, flip_permutation, flip_shift, affine
+        )
         return coordinates, scores
-    return torch.ops.pyposeext.heatmap_argmax(heatmaps, refine, blur_kernel, quarter_guard, nonpositive)
+    return torch.ops.pyposeext.heatmap_argmax(
+        heatmaps, refine, blur_kernel, quarter_guard, nonpositive, flipped, flip_permutation, flip_shift, affine
+    )
 
 
 def _outputs(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,19 +90,22 @@ def _outputs(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("pyposeext::heatmap_argmax")
-def _fake(heatmaps, refine, blur_kernel, quarter_guard, nonpositive):  # type: ignore[no-untyped-def]
+def _fake(heatmaps, *options):  # type: ignore[no-untyped-def]
     return _outputs(heatmaps)
 
 
 @torch.library.register_fake("pyposeext::heatmap_soft_argmax")
-def _fake_soft(heatmaps, temperature):  # type: ignore[no-untyped-def]
+def _fake_soft(heatmaps, *options):  # type: ignore[no-untyped-def]
     coordinates, scores = _outputs(heatmaps)
-    return coordinates, scores, torch.empty_like(scores)
+    return coordinates, scores, scores.new_empty((*scores.shape, 4))
 
 
 @torch.library.register_fake("pyposeext::heatmap_soft_argmax_backward")
-def _fake_soft_backward(gradient, heatmaps, *options):  # type: ignore[no-untyped-def]
-    return empty_with_layout(heatmaps, heatmaps.shape, is_channels_last(heatmaps))
+def _fake_soft_backward(gradient, heatmaps, statistics, temperature, flipped, *options):  # type: ignore[no-untyped-def]
+    result = empty_with_layout(heatmaps, heatmaps.shape, is_channels_last(heatmaps))
+    if flipped is None:
+        return result, heatmaps.new_empty(0)
+    return result, empty_with_layout(flipped, flipped.shape, is_channels_last(flipped))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -89,20 +113,24 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 
 def _backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
-    return (None,) * 5
+    return (None,) * 9
 
 
 def _setup_soft(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    heatmaps, ctx.temperature = inputs
+    heatmaps, ctx.temperature, flipped, flip_permutation, ctx.flip_shift, affine = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(heatmaps, *output)
+    ctx.save_for_backward(heatmaps, output[2], flipped, flip_permutation, affine)
 
 
-def _backward_soft(ctx: Any, gradient: Tensor, *others: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.pyposeext.heatmap_soft_argmax_backward(gradient, *ctx.saved_tensors, ctx.temperature), None
+def _backward_soft(ctx: Any, gradient: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+    heatmaps, statistics, flipped, flip_permutation, affine = ctx.saved_tensors
+    result, mirrored = torch.ops.pyposeext.heatmap_soft_argmax_backward(
+        gradient, heatmaps, statistics, ctx.temperature, flipped, flip_permutation, ctx.flip_shift, affine
+    )
+    return result, None, None if flipped is None else mirrored, None, None, None
 
 
-def _no_double_backward(ctx: Any, direction: Tensor) -> None:
+def _no_double_backward(ctx: Any, *directions: Tensor) -> None:
     raise RuntimeError("heatmap_argmax: the gradient of refine='soft' cannot be differentiated again")
 
 
@@ -128,6 +156,14 @@ def gaussian_kernel(size: int) -> Tensor:
     return weights / weights.sum()
 
 
+def flip_average(heatmaps: Tensor, flipped: Tensor, flip_permutation: Tensor, flip_shift: int = 0) -> Tensor:
+    """What `flipped` stands for: (heatmaps + flipped mirrored back) / 2, [B, K, H, W]."""
+    mirrored = flipped[:, flip_permutation].flip(3)
+    if flip_shift:
+        mirrored = torch.cat([mirrored[..., :1], mirrored[..., :-1]], dim=3)
+    return (heatmaps + mirrored) / 2
+
+
 def reference(
     heatmaps: Tensor,
     refine: str = "none",
@@ -136,11 +172,17 @@ def reference(
     temperature: float = 1.0,
     quarter_guard: str = "hrnet",
     nonpositive: str = "keep",
+    flipped: Tensor | None = None,
+    flip_permutation: Tensor | None = None,
+    flip_shift: int = 0,
+    affine: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The specification in plain PyTorch: as `heatmap_argmax`, by whole maps, blurred and rescaled.
 
     "soft" is differentiable.
     """
+    if flipped is not None and flip_permutation is not None:
+        heatmaps = flip_average(heatmaps, flipped, flip_permutation, flip_shift)
     batch, joints, _, width = heatmaps.shape
     flat = torch.where(torch.isnan(heatmaps), -torch.inf, heatmaps).flatten(2)
     if flat.shape[2] == 0:
@@ -154,11 +196,16 @@ def reference(
         weights = torch.softmax(torch.where(finite, flat, 0.0) * temperature, dim=2)
         place = torch.arange(flat.shape[2], device=flat.device)
         grid = torch.stack([place % max(width, 1), place // max(width, 1)], dim=1).to(scores.dtype)
-        return torch.where(finite, weights @ grid, coordinates), scores
-    replaced = empty if nonpositive == "keep" else scores <= 0
-    for b, k in torch.nonzero(~replaced).tolist():
-        coordinates[b, k] += _offset(heatmaps[b, k], coordinates[b, k], refine, blur_kernel, quarter_guard)
-    return torch.where(replaced[:, :, None], 0.0 if nonpositive == "zero" else -1.0, coordinates), scores
+        coordinates = torch.where(finite, weights @ grid, coordinates)
+    else:
+        replaced = empty if nonpositive == "keep" else scores <= 0
+        for b, k in torch.nonzero(~replaced).tolist():
+            coordinates[b, k] += _offset(heatmaps[b, k], coordinates[b, k], refine, blur_kernel, quarter_guard)
+        coordinates = torch.where(replaced[:, :, None], 0.0 if nonpositive == "zero" else -1.0, coordinates)
+    if affine is not None:
+        affine = affine.to(scores.dtype)
+        coordinates = coordinates @ affine[:, :, :2].mT + affine[:, None, :, 2]
+    return coordinates, scores
 
 
 def _offset(heatmap: Tensor, place: Tensor, refine: str, blur_kernel: int, quarter_guard: str) -> Tensor:
@@ -166,10 +213,13 @@ def _offset(heatmap: Tensor, place: Tensor, refine: str, blur_kernel: int, quart
     height, width = heatmap.shape
     x, y = int(place[0]), int(place[1])
     if refine == "quarter":
-        inner_x, inner_y = 1 < x < width - 1, 1 < y < height - 1
+        below = 0 if quarter_guard == "hourglass" else 1
+        inner_x, inner_y = below < x < width - 1, below < y < height - 1
         along_x, along_y = inner_x and inner_y, inner_x and inner_y
         if quarter_guard == "mmpose":
             along_x, along_y = inner_x and y > 0, inner_y and x > 0
+        if quarter_guard == "separate":
+            along_x, along_y = inner_x, inner_y
         dx = torch.sign(heatmap[y, x + 1] - heatmap[y, x - 1]) if along_x else place.new_zeros(())
         dy = torch.sign(heatmap[y + 1, x] - heatmap[y - 1, x]) if along_y else place.new_zeros(())
         return torch.nan_to_num(torch.stack([dx, dy])) / 4

@@ -43,11 +43,23 @@ def make_peaks(refine: str, seed: int, size: str) -> tuple[object, ...]:
 
 
 def raw(heatmaps: torch.Tensor, refine: str) -> tuple[object, ...]:
-    return heatmaps, refine, 11, "hrnet", "keep"
+    return heatmaps, refine, 11, "hrnet", "keep", None, None, 0, None
 
 
 def call(refine: str = "none", **options: object) -> object:
     return ops.heatmap_argmax(torch.zeros(1, 1, 4, 4), refine, **options)
+
+
+def call_flipped(
+    shape: tuple[int, ...] = (1, 2, 4, 4),
+    permutation: list[int] | None = [1, 0],  # noqa: B006
+    dtype: torch.dtype = torch.float32,
+    flip_shift: int = 0,
+) -> object:
+    indices = None if permutation is None else torch.tensor(permutation)
+    flipped = torch.zeros(shape, dtype=dtype)
+    maps = torch.zeros(1, 2, 4, 4)
+    return ops.heatmap_argmax(maps, flipped=flipped, flip_permutation=indices, flip_shift=flip_shift)
 
 
 def decode_nothing(shape: tuple[int, ...], refine: str, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,8 +87,23 @@ shared = {
         (lambda: call("mean"), "refine must be one of none, quarter, dark, dark_udp, got mean"),
         (lambda: call(blur_kernel=10), "blur_kernel must be odd, from 1 to 31, got 10"),
         (lambda: call(blur_kernel=33), "blur_kernel must be odd, from 1 to 31, got 33"),
-        (lambda: call(quarter_guard="none"), "quarter_guard must be one of hrnet, mmpose, got none"),
+        (
+            lambda: call(quarter_guard="none"),
+            "quarter_guard must be one of hrnet, mmpose, hourglass, separate, got none",
+        ),
         (lambda: call(nonpositive="drop"), "nonpositive must be one of keep, zero, minus_one, got drop"),
+        (lambda: call_flipped(permutation=None), "flipped and flip_permutation must be given together"),
+        (
+            lambda: call_flipped(shape=(1, 2, 4, 5)),
+            r"flipped must have the shape of heatmaps, \[1, 2, 4, 4\], got shape",
+        ),
+        (lambda: call_flipped(dtype=torch.float64), "flipped must have the dtype of heatmaps"),
+        (lambda: call_flipped(permutation=[0]), r"flip_permutation must be \[2\], got shape \[1\]"),
+        (lambda: call_flipped(permutation=[0, 2]), r"flip_permutation must hold each of 0..1 once, got 2 at 1"),
+        (lambda: call_flipped(permutation=[1, 1]), r"flip_permutation must hold each of 0..1 once, got 1 at 1"),
+        (lambda: call_flipped(flip_shift=2), "flip_shift must be 0 or 1, got 2"),
+        (lambda: call(affine=torch.zeros(1, 3, 3)), r"affine must be \[1, 2, 3\], got shape \[1, 3, 3\]"),
+        (lambda: call(affine=torch.zeros(1, 2, 3).int()), "affine must be float32, float64"),
         (lambda: call("soft", temperature=0.0), "temperature must be a positive number, got 0"),
         (lambda: call("soft", temperature=nan), "temperature must be a positive number, got nan"),
     ],
@@ -106,7 +133,7 @@ class TestSoft(
             function=soft,
             reference=lambda maps, temperature: module.reference(maps, "soft", temperature=temperature)[0],
             make=make_soft,
-            raw=lambda *arguments: arguments,
+            raw=lambda *arguments: (*arguments, None, None, 0, None),
             double_backward=False,
             keeps_layout=False,
         )
@@ -115,13 +142,138 @@ class TestSoft(
     def test_registration(self, device: str) -> None:
         maps = make_soft(0, "small")[0].float().to(device)
         expected = ops.heatmap_argmax(maps, "soft", temperature=2.0)
-        torch.library.opcheck(torch.ops.pyposeext.heatmap_soft_argmax.default, (maps.requires_grad_(True), 2.0))
-        for have, want in zip(_C.heatmap_soft_argmax(maps.detach(), 2.0), expected, strict=False):
+        options = (2.0, None, None, 0, None)
+        torch.library.opcheck(torch.ops.pyposeext.heatmap_soft_argmax.default, (maps.requires_grad_(True), *options))
+        for have, want in zip(_C.heatmap_soft_argmax(maps.detach(), *options), expected, strict=False):
             assert torch.equal(have, want)
         compiled = torch.compile(soft, fullgraph=True, backend="aot_eager")
         gradients = [torch.autograd.grad(function(maps, 2.0).square().sum(), maps)[0] for function in (compiled, soft)]
         torch._dynamo.reset()
         assert torch.equal(*gradients)
+
+
+def make_flip(refine: str, seed: int, size: str) -> tuple[object, ...]:
+    """Maps, maps of the mirrored image, a permutation without meaning, a shift, an affine map per image."""
+    torch.manual_seed(seed)
+    shape = (2, 3, 5, 4) if size == "small" else (2, 19, 33, 29)
+    maps, flipped = torch.randint(-8, 8, (2, *shape)).double() / 8
+    if refine in ("dark", "dark_udp"):
+        maps = gaussians(*shape)[0] + 0.1
+        flipped = maps.roll(1, dims=1).flip(3) * 0.75
+    affine = torch.tensor([[[4.0, 0.5, 10.0], [-0.25, 4.0, 20.0]], [[2.0, 0, 1], [0, 2, 1]]]).double()
+    return maps, flipped, torch.randperm(shape[1]), seed % 2, affine, refine
+
+
+def flip_options(permutation: object, shift: object, affine: object) -> dict[str, object]:
+    return {"flip_permutation": permutation, "flip_shift": shift, "affine": affine}
+
+
+def decode_flipped(function: object, maps, flipped, permutation, shift, affine, refine):  # type: ignore[no-untyped-def]
+    return function(maps, refine, flipped=flipped, **flip_options(permutation, shift, affine))
+
+
+def raw_flip(maps, flipped, permutation, shift, affine, refine):  # type: ignore[no-untyped-def]
+    return maps, refine, 11, "hrnet", "keep", flipped, permutation, shift, affine
+
+
+flip_case = {
+    "function": partial(decode_flipped, ops.heatmap_argmax),
+    "reference": partial(decode_flipped, module.reference),
+    "data": (0, 1),
+    "keeps_layout": False,
+}
+flip_quarter = OpCase(
+    name="heatmap_argmax",
+    make=partial(make_flip, "quarter"),
+    raw=raw_flip,
+    differentiable=(),
+    tolerance=dict.fromkeys(DTYPES, 1e-6) | {torch.float64: 1e-12},
+    **flip_case,
+)
+flip_dark = OpCase(
+    name="heatmap_argmax",
+    make=partial(make_flip, "dark"),
+    raw=raw_flip,
+    differentiable=(),
+    tolerance=dict.fromkeys(DTYPES, 3e-6) | {torch.float64: 1e-11},
+    **flip_case,
+)
+flip_soft = OpCase(
+    name="heatmap_soft_argmax",
+    function=lambda *arguments: decode_flipped(ops.heatmap_argmax, *arguments, "soft")[0],
+    reference=lambda *arguments: decode_flipped(module.reference, *arguments, "soft")[0],
+    make=lambda seed, size: make_flip("soft", seed, size)[:5],
+    raw=lambda maps, flipped, *options: (maps, 1.0, flipped, *options),
+    data=(0, 1),
+    differentiable=(0, 1),
+    double_backward=False,
+    keeps_layout=False,
+)
+TestFlipQuarter = contract_tests(flip_quarter)
+TestFlipDark = contract_tests(flip_dark)
+
+
+class TestFlipSoft(contract_tests(flip_soft)):
+    def test_registration(self, device: str) -> None:
+        maps, flipped, *options = flip_soft.arguments(0, "small", torch.float32, "contiguous", device)
+        leaves = [maps.requires_grad_(True), flipped.requires_grad_(True)]
+        torch.library.opcheck(torch.ops.pyposeext.heatmap_soft_argmax.default, (maps, 1.0, flipped, *options))
+        compiled = torch.compile(flip_soft.function, fullgraph=True, backend="aot_eager")
+        gradients = [
+            torch.autograd.grad(function(maps, flipped, *options).square().sum(), leaves)
+            for function in (compiled, flip_soft.function)
+        ]
+        torch._dynamo.reset()
+        for have, want in zip(*gradients, strict=True):
+            assert torch.equal(have, want)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 17, 30, 37), (1, 2, 3, 1), (2, 3, 1, 2), (1, 4, 40, 16)], ids=str)
+def test_the_flip_test_is_that_of_the_averaged_maps(device: str, layout: str, shape: tuple[int, ...]) -> None:
+    """Bit for bit where averages are compared; 16-bit maps are averaged in float32."""
+    torch.manual_seed(1)
+    permutation = torch.randperm(shape[1], device=device)
+    for dtype in DTYPES:
+        maps, flipped = (with_layout(torch.randn(shape).to(dtype), layout).to(device) for _ in range(2))
+        wide = maps.float() if dtype != torch.float64 else maps
+        for shift in (0, 1):
+            average = module.flip_average(wide, flipped.to(wide), permutation, shift)
+            given_flip = {"flipped": flipped, "flip_permutation": permutation, "flip_shift": shift}
+            for refine in ("none", "quarter", "dark", "dark_udp", "soft"):
+                have = ops.heatmap_argmax(maps, refine, **given_flip)
+                want = ops.heatmap_argmax(average, refine)
+                torch.testing.assert_close(have, want, rtol=0, atol=0 if refine in ("none", "quarter") else 1e-4)
+
+
+def test_the_shift_is_hrnets() -> None:
+    """The published lines on maps of the mirrored image: flip, swap, then move by a pixel from a copy."""
+    maps, flipped, pairs = torch.rand(2, 4, 6, 5), torch.rand(2, 4, 6, 5), [(0, 2), (1, 3)]
+    back = flipped.numpy()[..., ::-1].copy()
+    for left, right in pairs:
+        back[:, [left, right]] = back[:, [right, left]]
+    shifted = torch.from_numpy(back)
+    shifted[..., 1:] = shifted.clone()[..., :-1]
+    want = ops.heatmap_argmax((maps + shifted) * 0.5)
+    have = ops.heatmap_argmax(maps, flipped=flipped, flip_permutation=torch.tensor([2, 3, 0, 1]), flip_shift=1)
+    for result, expected in zip(have, want, strict=True):
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("refine", ["none", "dark", "soft"])
+def test_affine_maps_every_place(device: str, refine: str) -> None:
+    """Also those of maps without a maximum; the scores stay, and the matrices get no gradient."""
+    maps = gaussians(2, 5, 20, 16)[0].float()
+    maps[1, 2] = nan
+    affine = torch.randn(2, 2, 3, requires_grad=True)
+    plain, scores = ops.heatmap_argmax(maps.to(device), refine)
+    mapped, same = ops.heatmap_argmax(maps.to(device), refine, affine=affine.to(device))
+    want = plain.cpu() @ affine[:, :, :2].mT + affine[:, None, :, 2]
+    torch.testing.assert_close(mapped.cpu(), want.detach(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(same, scores)
+    assert not mapped.requires_grad
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -276,7 +428,7 @@ def test_nonpositive_maxima(device: str) -> None:
         ops.heatmap_argmax(maps, "soft", nonpositive="zero")
 
 
-@pytest.mark.parametrize("guard", ["hrnet", "mmpose"])
+@pytest.mark.parametrize("guard", ["hrnet", "mmpose", "hourglass", "separate"])
 def test_quarter_guards_at_every_pixel(guard: str) -> None:
     """The published loops, for a maximum at each pixel of a map that rises to the right and down."""
     height, width = 6, 5
@@ -291,6 +443,11 @@ def test_quarter_guards_at_every_pixel(guard: str) -> None:
             if guard == "mmpose":
                 dx = 0.25 if 1 < x < width - 1 and 0 < y < height else 0.0
                 dy = 0.25 if 1 < y < height - 1 and 0 < x < width else 0.0
+            if guard == "hourglass" and 0 < x < width - 1 and 0 < y < height - 1:
+                dx = dy = 0.25
+            if guard == "separate":
+                dx = 0.25 if 1 < x < width - 1 else 0.0
+                dy = 0.25 if 1 < y < height - 1 else 0.0
             coordinates, _ = ops.heatmap_argmax(heatmap[None, None], "quarter", quarter_guard=guard)
             assert coordinates[0, 0].tolist() == [x + dx, y + dy]
 

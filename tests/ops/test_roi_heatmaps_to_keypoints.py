@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyposeext import ops
 from tests.ops.harness import DEVICES, OpCase, contract_tests
@@ -25,17 +28,14 @@ def make(seed: int, size: str) -> tuple[object, ...]:
     )
 
 
-case = OpCase(
-    name="roi_heatmaps_to_keypoints",
-    function=ops.roi_heatmaps_to_keypoints,
-    reference=module.reference,
-    make=make,
-    raw=lambda *arguments: arguments,
-    differentiable=(),
-    keeps_layout=False,
+shared = {
+    "name": "roi_heatmaps_to_keypoints",
+    "make": make,
+    "differentiable": (),
+    "keeps_layout": False,
     # Maps are exact in every dtype and sums are kept in float32: results agree far better than the storage type could.
-    tolerance={torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-5, torch.bfloat16: 1e-5},
-    empty=[
+    "tolerance": {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-5, torch.bfloat16: 1e-5},
+    "empty": [
         (
             lambda device: ops.roi_heatmaps_to_keypoints(
                 torch.zeros(0, 17, 56, 56, device=device), torch.zeros(0, 4, device=device)
@@ -49,7 +49,7 @@ case = OpCase(
             [[2, 0, 2], [2, 0]],
         ),
     ],
-    errors=[
+    "errors": [
         (
             lambda: ops.roi_heatmaps_to_keypoints(torch.zeros(2, 3, 4), torch.zeros(2, 4)),
             r"heatmaps must be \[N, K, h, w\]",
@@ -62,9 +62,25 @@ case = OpCase(
             lambda: ops.roi_heatmaps_to_keypoints(torch.zeros(2, 3, 0, 4), torch.zeros(2, 4)),
             "must have at least one pixel",
         ),
+        (
+            lambda: ops.roi_heatmaps_to_keypoints(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4), score="sum"),
+            "score must be logit or softmax, got sum",
+        ),
     ],
-)
-TestContract = contract_tests(case)
+}
+
+
+def case_of(score: str) -> OpCase:
+    return OpCase(
+        function=partial(ops.roi_heatmaps_to_keypoints, score=score),
+        reference=partial(module.reference, score=score),
+        raw=lambda *arguments: (*arguments, score),
+        **shared,
+    )
+
+
+TestLogit = contract_tests(case_of("logit"))
+TestSoftmax = contract_tests(case_of("softmax"))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -117,3 +133,36 @@ def test_nan_is_never_the_maximum(device: str) -> None:
     keypoints, scores = ops.roi_heatmaps_to_keypoints(heatmaps, torch.tensor([[0.0, 0, 8, 8]], device=device))
     assert keypoints[0, 0].tolist() == [6.5, 6.5]
     assert scores[0].tolist() == [3.0, -float("inf")]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_softmax_scores_of_maps_without_a_maximum(device: str) -> None:
+    """Nothing but NaN scores 0; among NaN the others share the softmax; a maximum far above all scores about 1."""
+    heatmaps = torch.full((1, 3, 8, 8), float("nan"), device=device)
+    heatmaps[0, 1] = 0.0
+    heatmaps[0, 1, 0, 0] = float("nan")
+    heatmaps[0, 2] = -1e4
+    heatmaps[0, 2, 4, 4] = 1e4
+    boxes = torch.tensor([[0.0, 0, 8, 8]], device=device)
+    _, scores = ops.roi_heatmaps_to_keypoints(heatmaps, boxes, score="softmax")
+    torch.testing.assert_close(scores.cpu(), torch.tensor([[0.0, 1 / 63, 1.0]]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.tuples(st.floats(0, 90), st.floats(0, 90)),
+    st.sampled_from([1, 3, 1000]),
+    st.integers(0, 2**31),
+)
+def test_any_size_of_map_and_box(size: tuple[int, int], sides: tuple[float, float], levels: int, seed: int) -> None:
+    """Larger, smaller and thin boxes, and maps of few values, whose many near-equal maxima test the bound."""
+    generator = torch.Generator().manual_seed(seed)
+    heatmaps = torch.randint(-levels, levels + 1, (2, 3, *size), generator=generator).double()
+    boxes = torch.tensor([[3.0, 5, 3 + sides[0], 5 + sides[1]]], dtype=torch.float64).repeat(2, 1)
+    keypoints, scores = ops.roi_heatmaps_to_keypoints(heatmaps, boxes)
+    _, want = module.reference(heatmaps, boxes)
+    torch.testing.assert_close(scores, want, rtol=1e-12, atol=1e-10)
+    assert (
+        (keypoints >= boxes[:, None, :2]) & (keypoints <= boxes[:, None, :2] + boxes.new_tensor(sides).clamp(min=1))
+    ).all()
