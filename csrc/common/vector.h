@@ -235,5 +235,66 @@ inline bool any_of(Mask mask) {
 #endif
 }
 
+// Bit i is set where a[i] > b[i].
+inline uint32_t lanes_greater(Vector<float> a, Vector<float> b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+#elif defined(__SSE2__)
+  return uint32_t(_mm_movemask_ps(_mm_cmpgt_ps(a, b)));
+#else
+  uint32_t lanes = 0;
+  for (int64_t i = 0; i < kWidth<float>; ++i) lanes |= uint32_t(a[i] > b[i]) << i;
+  return lanes;
+#endif
+}
+inline uint32_t lanes_greater(Vector<double> a, Vector<double> b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GT_OQ)));
+#elif defined(__SSE2__)
+  return uint32_t(_mm_movemask_pd(_mm_cmpgt_pd(a, b)));
+#else
+  uint32_t lanes = 0;
+  for (int64_t i = 0; i < kWidth<double>; ++i) lanes |= uint32_t(a[i] > b[i]) << i;
+  return lanes;
+#endif
+}
+
+// exp(x) for x <= 0, and NaN for NaN. The float version is within 2 units in the last place down to exp(-87) and 0 below,
+// the double version within 2 down to exp(-708) and 0 below.
+inline Vector<float> exp_nonpositive(Vector<float> x) {
+  const Vector<float> bounded = larger(broadcast(-87.0f), x);
+  const Vector<float> shifted = multiply_add(bounded, broadcast(1.44269504088896341f), broadcast(12582912.0f));  // 1.5 * 2^23 rounds
+  const Vector<float> power = shifted - 12582912.0f;
+  const Vector<float> rest = multiply_add(power, broadcast(2.12194440e-4f), multiply_add(power, broadcast(-0.693359375f), bounded));
+  Vector<float> series = broadcast(1.9875691500e-4f);  // Cephes' expf
+  series = multiply_add(series, rest, broadcast(1.3981999507e-3f));
+  series = multiply_add(series, rest, broadcast(8.3334519073e-3f));
+  series = multiply_add(series, rest, broadcast(4.1665795894e-2f));
+  series = multiply_add(series, rest, broadcast(1.6666665459e-1f));
+  series = multiply_add(series, rest, broadcast(5.0000001201e-1f));
+  series = multiply_add(series * rest, rest, rest) + 1.0f;
+  const auto scale = bits_as<Vector<float>>((bits_as<Vector<uint32_t>>(shifted) << 23) + 0x3f800000u);
+  return x < -87.0f ? Vector<float>{} : series * scale;
+}
+inline Vector<double> exp_nonpositive(Vector<double> x) {
+  const Vector<double> bounded = larger(broadcast(-708.0), x);
+  const Vector<double> shifted = multiply_add(bounded, broadcast(1.4426950408889634), broadcast(6755399441055744.0));  // 1.5 * 2^52
+  const Vector<double> power = shifted - 6755399441055744.0;
+  // The logarithm of 2 in two parts, so that the first product is exact.
+  const Vector<double> rest =
+      multiply_add(power, broadcast(-1.90821492927058770e-10), multiply_add(power, broadcast(-6.93147180369123816490e-1), bounded));
+  Vector<double> series = broadcast(1.0 / 6227020800.0);  // Taylor's series up to 1 / 13!: rest is within 0.35 of 0
+  for (const double factor : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120,
+                              1.0 / 24, 1.0 / 6, 1.0 / 2})
+    series = multiply_add(series, rest, broadcast(factor));
+  series = multiply_add(series * rest, rest, rest) + 1.0;
+  const auto scale = bits_as<Vector<double>>((bits_as<Vector<uint64_t>>(shifted) << 52) + 0x3ff0000000000000u);
+  return x < -708.0 ? Vector<double>{} : series * scale;
+}
+
 }  // inline namespace PYPOSEEXT_LEVEL
 }  // namespace pyposeext
