@@ -1,6 +1,8 @@
 // The similarities that suppression compares with its threshold, each written once for the CPU's vectors and a GPU's scalars.
 // Products are never fused with sums here: rounding decides ties.
 #pragma once
+#include <type_traits>
+
 #include "common/numeric.h"
 #include "ops/nms.h"
 #include "ops/oks_nms.h"
@@ -12,39 +14,43 @@
 namespace pyposeext {
 inline namespace PYPOSEEXT_LEVEL {
 
-// The vocabulary of the formulas: V is a scalar on a GPU and a vector on the CPU. Lanes are bits, and a scalar has one.
-#if defined(__CUDACC__)
-
-PYPOSEEXT_HOST_DEVICE float exact_product(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-PYPOSEEXT_HOST_DEVICE double exact_product(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
-template <typename A> PYPOSEEXT_HOST_DEVICE A larger(A a, A b) { return a > b ? a : b; }
+// The vocabulary of the formulas: V is a scalar A on a GPU and a vector of A on the CPU. Lanes are bits, and a scalar has one.
+template <typename A> PYPOSEEXT_HOST_DEVICE A larger(A a, A b) { return a > b ? a : b; }  // b where a is NaN
 template <typename A> PYPOSEEXT_HOST_DEVICE A smaller(A a, A b) { return a < b ? a : b; }
 template <typename A> PYPOSEEXT_HOST_DEVICE uint32_t lanes_greater(A a, A b) { return a > b ? 1 : 0; }
-PYPOSEEXT_HOST_DEVICE float exp_nonpositive(float x) { return expf(x); }
-PYPOSEEXT_HOST_DEVICE double exp_nonpositive(double x) { return exp(x); }
-template <typename V> PYPOSEEXT_HOST_DEVICE V read(const V* from) { return *from; }
-template <typename V> PYPOSEEXT_HOST_DEVICE V spread(V value) { return value; }
 
-#else
-
-template <typename V> inline V exact_product(V a, V b) { return a * b; }
-template <typename V, typename A> inline V read(const A* from) { return load_vector(from); }
-template <typename V, typename A> inline V spread(A value) { return broadcast(value); }
-
+template <typename V, typename A> PYPOSEEXT_HOST_DEVICE V read(const A* from) {
+  if constexpr (std::is_same_v<V, A>) return *from;
+#if !defined(__CUDACC__)
+  else return load_vector(from);
 #endif
+}
+
+template <typename V, typename A> PYPOSEEXT_HOST_DEVICE V spread(A value) {
+  if constexpr (std::is_same_v<V, A>) return value;
+#if !defined(__CUDACC__)
+  else return broadcast(value);
+#endif
+}
+
+template <typename V> PYPOSEEXT_HOST_DEVICE V exact_product(V a, V b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<V, float>)
+    return __fmul_rn(a, b);
+  else
+    return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+template <typename V> PYPOSEEXT_HOST_DEVICE V exponential(V x) {  // of x <= 0
+#if !defined(__CUDACC__)
+  if constexpr (!std::is_floating_point_v<V>) return exp_nonpositive(x);
+  else
+#endif
+  return exp(x);
+}
 
 // The area that two boxes share. A box is four fields, x1, y1, x2, y2; `plus` is added to every width and height.
 template <typename V, typename A>
@@ -175,7 +181,7 @@ template <typename T> struct OksSimilarity {
       const V x = read<V>(column) - spread<V>(row[0]), y = read<V>(column + column_stride) - spread<V>(row[row_stride]);
       const Value width = Value(2) * sigmas[k];
       const V exponent = (exact_product(x, x) + exact_product(y, y)) / spread<V>(exact_product(width, width)) / area * spread<V>(Value(0.5));
-      const V similarity = exp_nonpositive(-larger(zero, exponent));  // negative only where the areas are
+      const V similarity = exponential(-larger(zero, exponent));  // negative only where the areas are
       if (filter == JointFilter::none) {
         sum = sum + similarity;
         count = count + one;

@@ -1,7 +1,6 @@
 // Greedy suppression on the CPU. Each group, in the order of falling scores, is cut into tiles of columns. A tile is decided
 // once all tiles before it in its group have suppressed what they can there; threads take whatever tile has work ready, so
 // one large group and many small ones are shared out alike, and the result is the same for any number of threads.
-#pragma once
 #include <algorithm>
 #include <atomic>
 #include <thread>
@@ -10,10 +9,9 @@
 #include "common/parallel.h"
 #include "common/radix_sort.h"
 #include "common/similarity.h"
-#include "common/suppression.h"
 
-namespace pyposeext {
-inline namespace PYPOSEEXT_LEVEL {
+namespace pyposeext::PYPOSEEXT_LEVEL {
+namespace {
 
 constexpr int64_t kMostTileEntries = 256;
 
@@ -211,7 +209,7 @@ template <typename Similarity> class Suppressor {
   static constexpr int64_t kTileBytes = 16384, kLeastTileEntries = 64;
 
   const SuppressionArguments& a_;
-  const Similarity& similarity_;
+  const Similarity similarity_;
   std::vector<int64_t> order_;  // the entry of each rank: its place in the order of falling scores
   std::vector<int64_t> ranks_;  // the rank of each position; compacted with the tiles
   std::vector<Tile> tiles_;
@@ -220,10 +218,18 @@ template <typename Similarity> class Suppressor {
   int64_t pairs_ = 0;
 };
 
-template <typename Similarity>
-inline void suppress(const SuppressionArguments& arguments, const Similarity& similarity) {
-  Suppressor<Similarity>(arguments, similarity).run();
+}  // namespace
+
+void nms(const NmsArguments& a) {
+  dispatch_floating(a.suppression.dtype, [&](auto zero) { Suppressor(a.suppression, BoxSimilarity<decltype(zero)>(a)).run(); });
 }
 
-}  // inline namespace PYPOSEEXT_LEVEL
-}  // namespace pyposeext
+void oks_nms(const OksNmsArguments& a) {
+  dispatch_floating(a.suppression.dtype, [&](auto zero) { Suppressor(a.suppression, OksSimilarity<decltype(zero)>(a)).run(); });
+}
+
+void tube_nms(const TubeNmsArguments& a) {
+  dispatch_floating(a.suppression.dtype, [&](auto zero) { Suppressor(a.suppression, TubeSimilarity<decltype(zero)>(a)).run(); });
+}
+
+}  // namespace pyposeext::PYPOSEEXT_LEVEL
