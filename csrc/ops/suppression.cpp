@@ -56,7 +56,7 @@ Suppression prepare_suppression(const char* op, const char* name, const Tensor& 
   a.kept = s.kept.mutable_data_ptr<int64_t>();
   a.kept_count = s.kept_count.mutable_data_ptr<int64_t>();
   if (n == 0) return s;
-  if (!entries.is_cpu()) {
+  if (uses_cuda(entries)) {
     prepare_cuda(&s, entries, scores, indices, fields);
     return s;
   }
