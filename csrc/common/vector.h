@@ -2,6 +2,8 @@
 // comparison and choice (mask ? a : b); what they lack is here: conversion from and to element types, parts of a vector at
 // the end of a row, fused multiplication.
 #pragma once
+#include <initializer_list>
+
 #include "common/numeric.h"
 #if defined(__SSE2__)
 #include <immintrin.h>

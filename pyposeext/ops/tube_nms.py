@@ -33,7 +33,8 @@ def tube_nms(
     Raises:
         RuntimeError: a wrong shape, dtype or device; a threshold that is NaN.
 
-    On a GPU the number of rows is read back, which waits for the stream; `tube_nms_padded` does not. Not differentiable.
+    On a GPU the number of rows is read back, which waits for the stream; `tube_nms_padded` does not. Not
+    differentiable.
     """
     return torch.ops.pyposeext.tube_nms(tubes, scores, overlap_threshold, indices, legacy_plus_one)
 
