@@ -1,4 +1,4 @@
-// torch's stable sort, on any device and without a synchronisation.
+// torch's stable sort and its selection of rows, on any device and without a synchronisation.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,6 +14,13 @@ inline std::tuple<torch::stable::Tensor, torch::stable::Tensor> stable_sort(cons
                                     torch::stable::detail::from(dim), torch::stable::detail::from(descending)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {torch::stable::detail::to<torch::stable::Tensor>(stack[0]), torch::stable::detail::to<torch::stable::Tensor>(stack[1])};
+}
+
+// values[rows]
+inline torch::stable::Tensor select_rows(const torch::stable::Tensor& values, const torch::stable::Tensor& rows) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(values), torch::stable::detail::from(int64_t(0)), torch::stable::detail::from(rows)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
 }
 
 }  // namespace pyposeext

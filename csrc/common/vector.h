@@ -2,7 +2,6 @@
 // comparison and choice (mask ? a : b); what they lack is here: conversion from and to element types, parts of a vector at
 // the end of a row, fused multiplication.
 #pragma once
-#include <initializer_list>
 #include <utility>
 
 #include "common/numeric.h"
@@ -347,32 +346,32 @@ inline V reversed(V value) {
     return __builtin_shufflevector(value, value, 1, 0);
 }
 
-// The bits of a whole number of 0..255 in each lane moved to where a float's or a double's exponent stands: see exp2_vector.
-inline Vector<float> exponent_of(Vector<float> shifted) { return bits_as<Vector<float>>(bits_as<Vector<uint32_t>>(shifted) << 23); }
-inline Vector<double> exponent_of(Vector<double> shifted) { return bits_as<Vector<double>>(bits_as<Vector<uint64_t>>(shifted) << 52); }
-
-// 2^x for x up to 1, to 2 units in the last place in float32 and 1e-15 in float64. Below the smallest normal number, for
-// minus infinity and for NaN it is exactly 0.
-inline Vector<float> exp2_vector(Vector<float> x) {
-  x = larger(x, broadcast(-127.0f));
-  const float rounder = 12582912.0f + 127.0f;  // 1.5 * 2^23 rounds to a whole number, left in the low bits with the exponent's bias
-  const Vector<float> shifted = x + rounder, rest = x - (shifted - rounder);
-  Vector<float> series = broadcast(0.00132647273f);  // fitted to the relative error on -0.5..0.5
-  for (const float factor : {0.00967151279f, 0.0555073374f, 0.240222421f, 0.693146978f, 1.0f})
-    series = multiply_add(series, rest, broadcast(factor));
-  return series * exponent_of(shifted);
+// Bit i is set where a[i] > b[i].
+inline uint32_t lanes_greater(Vector<float> a, Vector<float> b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+#elif defined(__SSE2__)
+  return uint32_t(_mm_movemask_ps(_mm_cmpgt_ps(a, b)));
+#else
+  uint32_t lanes = 0;
+  for (int64_t i = 0; i < kWidth<float>; ++i) lanes |= uint32_t(a[i] > b[i]) << i;
+  return lanes;
+#endif
 }
-
-inline Vector<double> exp2_vector(Vector<double> x) {
-  x = larger(x, broadcast(-1023.0));
-  const double rounder = 6755399441055744.0 + 1023.0;
-  const Vector<double> shifted = x + rounder, rest = x - (shifted - rounder);
-  Vector<double> series = broadcast(2.5678435993488205e-11);  // ln(2)^n / n!
-  for (const double factor : {4.4455382718708115e-10, 7.0549116208011233e-9, 1.01780860092397e-7, 1.3215486790144309e-6, 1.525273380405984e-5,
-                              1.540353039338161e-4, 1.3333558146428443e-3, 9.6181291076284772e-3, 5.550410866482158e-2, 2.4022650695910071e-1,
-                              6.9314718055994531e-1, 1.0})
-    series = multiply_add(series, rest, broadcast(factor));
-  return series * exponent_of(shifted);
+inline uint32_t lanes_greater(Vector<double> a, Vector<double> b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GT_OQ)));
+#elif defined(__SSE2__)
+  return uint32_t(_mm_movemask_pd(_mm_cmpgt_pd(a, b)));
+#else
+  uint32_t lanes = 0;
+  for (int64_t i = 0; i < kWidth<double>; ++i) lanes |= uint32_t(a[i] > b[i]) << i;
+  return lanes;
+#endif
 }
 
 }  // inline namespace PYPOSEEXT_LEVEL

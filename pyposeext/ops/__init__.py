@@ -12,9 +12,11 @@ from pyposeext.ops.gaussian_mse_loss import gaussian_mse_loss
 from pyposeext.ops.heatmap_argmax import heatmap_argmax
 from pyposeext.ops.multiscale_roi_align import multiscale_roi_align
 from pyposeext.ops.nms import batched_nms, nms, nms_padded
+from pyposeext.ops.oks_nms import oks_nms, oks_nms_padded
 from pyposeext.ops.roi_align import roi_align
 from pyposeext.ops.roi_heatmaps_to_keypoints import roi_heatmaps_to_keypoints
 from pyposeext.ops.scale_add import scale_add
+from pyposeext.ops.tube_nms import tube_nms, tube_nms_padded
 from pyposeext.ops.tube_roi_align import tube_roi_align
 
 __all__ = [
@@ -28,8 +30,12 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "nms_padded",
+    "oks_nms",
+    "oks_nms_padded",
     "roi_align",
     "roi_heatmaps_to_keypoints",
     "scale_add",
+    "tube_nms",
+    "tube_nms_padded",
     "tube_roi_align",
 ]

@@ -137,6 +137,61 @@ def test_equals_torchvision() -> None:
         )
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 1.0, 1.5])
+def test_large_groups_with_negative_and_huge_ids(device: str, threshold: float) -> None:
+    torch.manual_seed(4)
+    boxes, scores, _ = random_boxes(2600)  # on a GPU more than two chunks of 1024
+    ids = torch.tensor([-(2**63), 7, 2**63 - 1])
+    groups = ids[torch.multinomial(torch.tensor([0.1, 0.8, 0.1]), 2600, replacement=True)]
+    have = ops.batched_nms(boxes.float().to(device), scores.to(device), groups.to(device), threshold).cpu()
+    assert torch.equal(have, module.reference(boxes.float(), scores, threshold, groups))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_many_small_groups(device: str) -> None:
+    torch.manual_seed(5)
+    boxes, scores, _ = random_boxes(3000)
+    groups = torch.randint(-400, 400, (3000,))
+    kept, count = ops.nms_padded(boxes.to(device), scores.to(device), 0.1, groups.to(device))
+    assert torch.equal(kept[: int(count)].cpu(), module.reference(boxes, scores, 0.1, groups))
+    assert bool((kept[int(count) :] == -1).all())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_box_suppresses_the_next(device: str) -> None:
+    boxes = (
+        torch.tensor([0.0, 0, 10, 10]) + torch.arange(1500)[:, None] * 2
+    )  # a chain: each overlaps only its neighbours
+    scores = torch.arange(1500, 0, -1).float()
+    kept = ops.nms(boxes.to(device), scores.to(device), 0.4).cpu()
+    assert torch.equal(kept, module.reference(boxes, scores, 0.4))
+    assert len(kept) == 750
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_orders_scores_as_torch_does(device: str) -> None:
+    scores = torch.tensor(
+        [0.0, -0.0, float("nan"), float("inf"), -1.0, float("-inf"), float("nan"), 1e-45, -1e-45, 0.0]
+    )
+    boxes = torch.zeros(10, 4)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        kept = ops.nms(boxes.to(device), scores.to(device, dtype), 0.5).cpu()
+        assert torch.equal(kept, torch.sort(scores.to(dtype), stable=True, descending=True).indices)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.sampled_from([-2.0, 0.0, 1.0, 2.5, 4.0, float("nan"), float("inf")])] * 5), max_size=40),
+    st.sampled_from([-1.0, 0.0, 1 / 3, 0.5, 1.0, 2.0]),
+)
+def test_equals_the_reference_on_any_boxes(rows: list[tuple[float, ...]], threshold: float) -> None:
+    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+    groups = torch.arange(len(table)) % 2
+    have = ops.batched_nms(table[:, :4], table[:, 4], groups, threshold)
+    assert torch.equal(have, module.reference(table[:, :4], table[:, 4], threshold, groups))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 6)] * 5), max_size=20), st.floats(0, 1))
 def test_kept_boxes_overlap_no_more_than_the_threshold(rows: list[tuple[int, ...]], threshold: float) -> None:
