@@ -235,5 +235,23 @@ inline bool any_of(Mask mask) {
 #endif
 }
 
+template <int64_t Count> struct BytesOf {
+  typedef uint8_t type __attribute__((vector_size(Count)));
+};
+
+// A comparison's result as bytes: 1 in the lanes where it holds, 0 in the others.
+template <typename Mask>
+inline void store_truth(Mask mask, uint8_t* to) {
+  using Bytes = typename BytesOf<sizeof(Mask) / sizeof(mask[0])>::type;
+  const Bytes bytes = __builtin_convertvector(mask, Bytes) & 1;
+  std::memcpy(to, &bytes, sizeof bytes);
+}
+template <typename Mask>
+inline void store_truth(Mask mask, uint8_t* to, int64_t count) {
+  uint8_t part[sizeof(Mask) / sizeof(mask[0])];
+  store_truth(mask, part);
+  std::memcpy(to, part, size_t(count));
+}
+
 }  // inline namespace PYPOSEEXT_LEVEL
 }  // namespace pyposeext

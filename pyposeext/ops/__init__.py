@@ -8,6 +8,7 @@ from pyposeext.ops.flow_warp import flow_warp
 from pyposeext.ops.heatmap_argmax import heatmap_argmax
 from pyposeext.ops.multiscale_roi_align import multiscale_roi_align
 from pyposeext.ops.nms import batched_nms, nms, nms_padded
+from pyposeext.ops.paste_masks import paste_masks, paste_masks_rle, paste_masks_runs
 from pyposeext.ops.roi_align import roi_align
 from pyposeext.ops.roi_heatmaps_to_keypoints import roi_heatmaps_to_keypoints
 from pyposeext.ops.scale_add import scale_add
@@ -20,6 +21,9 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "nms_padded",
+    "paste_masks",
+    "paste_masks_rle",
+    "paste_masks_runs",
     "roi_align",
     "roi_heatmaps_to_keypoints",
     "scale_add",
