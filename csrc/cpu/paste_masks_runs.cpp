@@ -1,9 +1,13 @@
+#include "ops/paste_masks.h"
+
 #include "common/parallel.h"
 #include "common/paste_masks_tables.h"
-#include "ops/paste_masks.h"
+#include "common/vector.h"
 
 namespace pyposeext::PYPOSEEXT_LEVEL {
 namespace {
+
+constexpr int64_t kBits = 64;  // cells compared at once
 
 // Run lengths of one image, written down as they end. What has no room is counted all the same.
 class RunWriter {
@@ -35,9 +39,31 @@ class RunWriter {
 
 // Image rows between the same two rows of the mask. Down such a cell the values rise or fall steadily, so that the mask
 // has at most one edge in it, which its first and last row tell.
-template <typename A> struct Cell {
-  int64_t low;          // row of the bordered mask
-  int64_t first, last;  // entries of the table of rows, `last` included
+template <typename A>
+struct Cells {
+  std::vector<int64_t> low, first, last;        // row of the bordered mask; rows of the table of rows, `last` included
+  std::vector<A> first_fraction, last_fraction;  // with room for a whole vector at the end
+  bool gapless = true;                           // `low` rises by one from cell to cell
+
+  void fill(const PasteTable<A>& rows) {
+    low.clear(), first.clear(), last.clear(), first_fraction.clear(), last_fraction.clear();
+    gapless = true;
+    for (int64_t row = 0; row < rows.size(); ++row) {
+      if (low.empty() || rows.low[row] != low.back()) {
+        gapless = gapless && (low.empty() || rows.low[row] == low.back() + 1);
+        low.push_back(rows.low[row]);
+        first.push_back(row);
+        last.push_back(row);
+        first_fraction.push_back(rows.fraction[row]);
+        last_fraction.push_back(A(0));
+      }
+      last.back() = row;
+      last_fraction.back() = rows.fraction[row];
+    }
+    first_fraction.resize(low.size() + size_t(kWidth<A>));
+    last_fraction.resize(first_fraction.size());
+  }
+  int64_t size() const { return int64_t(low.size()); }
 };
 
 template <typename T, typename C>
@@ -53,8 +79,9 @@ class RunFinder {
     const PasteAxis<C> x = paste_axis<C>(paste, n, 0), y = paste_axis<C>(paste, n, 1);
     const bool background = A(0) >= threshold_;
     RunWriter writer(a_.counts + n * a_.capacity, a_.capacity);
-    if (height * paste.width > 0) writer.turn(0, background && !(x.first == 0 && y.first == 0 && x.last > 0 && y.last > 0));
-    if (x.first < x.last && y.first < y.last) {
+    const bool is_empty = x.first >= x.last || y.first >= y.last;
+    if (height * paste.width > 0 && (is_empty || x.first + y.first > 0)) writer.turn(0, background);
+    if (!is_empty) {
       prepare(n, x, y);
       for (int64_t column = x.first; column < x.last; ++column) {
         const int64_t top = column * height;
@@ -73,41 +100,66 @@ class RunFinder {
     fill_bordered<T>(a_.paste, n, true, &bordered_);
     columns_.fill(x);
     rows_.fill(y);
-    value_.resize(size_t(bordered_side(a_.paste.side)));
-    cells_.clear();
-    for (int64_t row = 0; row < rows_.size(); ++row) {
-      if (row == 0 || rows_.low[row] != rows_.low[row - 1]) cells_.push_back({rows_.low[row], row, row});
-      cells_.back().last = row;
-    }
+    cells_.fill(rows_);
+    value_.resize(size_t(bordered_side(a_.paste.side) + kWidth<A>));
+    if (cells_.gapless) return;
+    above_.resize(size_t(cells_.size() + kWidth<A>));
+    below_.resize(above_.size());
   }
 
   // The mask along one image column, at all rows of the mask.
   void blend_column(int64_t column) {
-    const int64_t side = int64_t(value_.size());
+    const int64_t side = bordered_side(a_.paste.side);
     const A *left = bordered_.data() + columns_.low[column] * side, *right = left + side;
     const A fraction = columns_.fraction[column];
     A* value = value_.data();
     for (int64_t i = 0; i < side; ++i) value[i] = paste_blend(left[i], right[i], fraction);
-  }
-
-  bool is_set(const Cell<A>& cell, int64_t row) const {
-    const A low = value_[cell.low];
-    return paste_blend(low, value_[cell.low + 1], rows_.fraction[row]) >= threshold_;
-  }
-
-  void write_column(int64_t position, RunWriter* writer) const {
-    for (const Cell<A>& cell : cells_) {
-      const bool first = is_set(cell, cell.first), last = is_set(cell, cell.last);
-      writer->turn(position + cell.first, first);
-      if (first != last) writer->turn(position + edge(cell, last), last);
+    if (cells_.gapless) return;
+    for (int64_t k = 0; k < cells_.size(); ++k) {
+      above_[k] = value[cells_.low[k]];
+      below_[k] = value[cells_.low[k] + 1];
     }
   }
 
-  int64_t edge(const Cell<A>& cell, bool after) const {  // the first row that is `after`
-    int64_t low = cell.first, high = cell.last;
+  // Bit i: whether the first row of cell k + i is set, and the last one. Bits beyond the last cell have no meaning.
+  void compare(int64_t k, uint64_t* first, uint64_t* last) const {
+    const A* above = cells_.gapless ? value_.data() + cells_.low[0] : above_.data();
+    const A* below = cells_.gapless ? above + 1 : below_.data();
+    *first = *last = 0;
+    for (int64_t i = 0; i < kBits && k + i < cells_.size(); i += kWidth<A>) {
+      const Vector<A> low = load_vector(above + k + i), difference = load_vector(below + k + i) - low;
+      *first |= bits_of(multiply_add(load_vector(cells_.first_fraction.data() + k + i), difference, low) >= threshold_) << i;
+      *last |= bits_of(multiply_add(load_vector(cells_.last_fraction.data() + k + i), difference, low) >= threshold_) << i;
+    }
+  }
+
+  void write_column(int64_t position, RunWriter* writer) const {
+    bool before = false;  // the last row of the cell before
+    for (int64_t k = 0; k < cells_.size(); k += kBits) {
+      uint64_t first, last;
+      compare(k, &first, &last);
+      if (k == 0) {
+        before = first & 1;
+        writer->turn(position, before);
+      }
+      const int64_t count = cells_.size() - k < kBits ? cells_.size() - k : kBits;
+      uint64_t edges = ((first ^ last) | (first ^ (last << 1 | uint64_t(before)))) & (~uint64_t(0) >> (kBits - count));
+      for (; edges != 0; edges &= edges - 1) {
+        const int i = __builtin_ctzll(edges);
+        const bool at_first = first >> i & 1, at_last = last >> i & 1;
+        writer->turn(position + cells_.first[k + i], at_first);
+        if (at_first != at_last) writer->turn(position + edge(k + i, at_last), at_last);
+      }
+      before = last >> (count - 1) & 1;
+    }
+  }
+
+  int64_t edge(int64_t k, bool after) const {  // the first row of cell k that is `after`
+    const A above = value_[cells_.low[k]], below = value_[cells_.low[k] + 1];
+    int64_t low = cells_.first[k], high = cells_.last[k];
     while (low + 1 < high) {
       const int64_t middle = (low + high) / 2;
-      (is_set(cell, middle) == after ? high : low) = middle;
+      ((paste_blend(above, below, rows_.fraction[middle]) >= threshold_) == after ? high : low) = middle;
     }
     return high;
   }
@@ -115,8 +167,9 @@ class RunFinder {
   const PasteMasksRunsArguments& a_;
   const A threshold_;
   std::vector<A> bordered_, value_;
+  std::vector<A> above_, below_;  // of each cell, where they have gaps between them
   PasteTable<A> columns_, rows_;
-  std::vector<Cell<A>> cells_;
+  Cells<A> cells_;
 };
 
 template <typename T, typename C>

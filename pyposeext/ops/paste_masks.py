@@ -65,8 +65,8 @@ def paste_masks_runs(
 
     Args:
         masks, boxes, size, threshold, rule: as for `paste_masks`. `size` must be fewer than 2^31 pixels.
-        capacity: how many runs of a mask there is room for. By default four to a column, and two: masks without holes
-            or branches have at most two.
+        capacity: how many runs of a mask there is room for. By default two to a column, and two: enough for masks
+            without holes and branches, and for most others.
 
     Returns:
         (counts [N, capacity] int32, lengths [N] int64): the lengths of the runs down the columns, one column after the
@@ -79,7 +79,7 @@ def paste_masks_runs(
     Not differentiable. Equal to the runs of `paste_masks` to the last pixel. Deterministic on every device.
     """
     height, width = size
-    room = 4 * width + 2 if capacity is None else capacity
+    room = 2 * width + 2 if capacity is None else capacity
     return torch.ops.pyposeext.paste_masks_runs(masks.detach(), boxes.detach(), height, width, threshold, rule, room)
 
 
@@ -186,7 +186,7 @@ def runs_reference(
     capacity: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The specification of `paste_masks_runs`: the runs of the pasted images, column by column."""
-    room = 4 * size[1] + 2 if capacity is None else capacity
+    room = 2 * size[1] + 2 if capacity is None else capacity
     pasted = reference(masks, boxes, size, threshold, rule).transpose(1, 2).flatten(1).cpu()
     counts, lengths = torch.zeros(len(pasted), room, dtype=torch.int32), torch.zeros(len(pasted), dtype=torch.int64)
     for index, pixels in enumerate(pasted):
