@@ -4,6 +4,7 @@ Each module beside this one holds the public function, its fake kernel and autog
 computation in plain PyTorch.
 """
 
+from pyposeext.ops.crop_affine import crop_affine
 from pyposeext.ops.flow_warp import flow_warp
 from pyposeext.ops.heatmap_argmax import heatmap_argmax
 from pyposeext.ops.multiscale_roi_align import multiscale_roi_align
@@ -16,6 +17,7 @@ from pyposeext.ops.tube_roi_align import tube_roi_align
 
 __all__ = [
     "batched_nms",
+    "crop_affine",
     "flow_warp",
     "heatmap_argmax",
     "multiscale_roi_align",

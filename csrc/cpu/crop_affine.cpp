@@ -1,0 +1,202 @@
+#include "ops/crop_affine.h"
+
+#include <utility>
+#include <vector>
+
+#include "common/parallel.h"
+#include "common/vector.h"
+
+namespace pyposeext::PYPOSEEXT_LEVEL {
+namespace {
+
+constexpr int64_t kTaskPixels = 1 << 13;
+constexpr int64_t kLanes = kWidth<float>;
+
+using Floats = Vector<float>;
+using Words = Vector<uint32_t>;
+using Pairs = Vector<uint64_t>;
+
+// One row of a crop. A pair holds the six bytes of two neighbouring pixels, the left one lowest.
+struct CropRow {
+  std::vector<int32_t> x, y;         // the upper left of the four pixels that are blended
+  std::vector<float> x_fraction, y_fraction;
+  std::vector<uint64_t> above, below;  // pairs
+
+  explicit CropRow(int64_t width) {
+    const size_t room = size_t(width + kLanes);  // whole vectors at the end
+    x.resize(room), y.resize(room), x_fraction.resize(room), y_fraction.resize(room), above.resize(room), below.resize(room);
+  }
+};
+
+void fill_axis(double step, double start, int64_t size, int64_t width, int32_t* low, float* fraction) {
+  for (int64_t i = 0; i < width; ++i) {
+    const CropSample sample = crop_sample(multiply_add(step, double(int32_t(i)), start), size);
+    low[i] = sample.low;
+    fraction[i] = sample.fraction;
+  }
+}
+
+class Frame {
+ public:
+  Frame(const CropAffineArguments& a, int64_t index)
+      : data_(a.image + index * a.stride[0]), height_(a.height), width_(a.width), row_(a.stride[1]), column_(a.stride[2]), channel_(a.stride[3]) {}
+
+  void gather(int64_t width, CropRow* row) const {
+    // Positions change steadily along the row: where its ends are inside, all of it is.
+    if (is_inside(row->x[0], row->y[0]) && is_inside(row->x[width - 1], row->y[width - 1])) {
+      for (int64_t i = 0; i < width; ++i) gather_inside(i, row);
+      return;
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      if (is_inside(row->x[i], row->y[i])) {
+        gather_inside(i, row);
+      } else {
+        row->above[i] = checked_pair(row->x[i], row->y[i]);
+        row->below[i] = checked_pair(row->x[i], row->y[i] + 1);
+      }
+    }
+  }
+
+ private:
+  // Whether eight bytes can be read from the left pixels of both pairs.
+  bool is_inside(int64_t x, int64_t y) const { return column_ == 3 && channel_ == 1 && x >= 0 && x < width_ - 2 && y >= 0 && y < height_ - 1; }
+
+  void gather_inside(int64_t i, CropRow* row) const {
+    const uint8_t* from = data_ + row->y[i] * row_ + row->x[i] * int64_t(3);
+    std::memcpy(&row->above[i], from, sizeof(uint64_t));
+    std::memcpy(&row->below[i], from + row_, sizeof(uint64_t));
+  }
+
+  uint64_t checked_pair(int64_t x, int64_t y) const { return pixel(x, y) | pixel(x + 1, y) << 24; }
+
+  uint64_t pixel(int64_t x, int64_t y) const {
+    if (x < 0 || x >= width_ || y < 0 || y >= height_) return 0;
+    const uint8_t* from = data_ + y * row_ + x * column_;
+    return from[0] | uint64_t(from[channel_]) << 8 | uint64_t(from[2 * channel_]) << 16;
+  }
+
+  const uint8_t* data_;
+  const int64_t height_, width_, row_, column_, channel_;
+};
+
+// The even (Part 0) or odd (Part 1) words of two vectors.
+template <int64_t Part, int... I>
+Words words_of(Words first, Words second, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(first, second, (2 * I + int(Part))...);
+}
+
+// The left and right pixels' channels of a vector of pairs, blended along x.
+inline void blend_pairs(const uint64_t* pairs, Floats fraction, Floats* value) {
+  Words first, second;
+  std::memcpy(&first, pairs, sizeof first);
+  std::memcpy(&second, pairs + kLanes / 2, sizeof second);
+  constexpr auto lanes = std::make_integer_sequence<int, int(kLanes)>();
+  const Words low = words_of<0>(first, second, lanes), high = words_of<1>(first, second, lanes);
+  const Words left[3] = {low & 255, low >> 8 & 255, low >> 16 & 255}, right[3] = {low >> 24, high & 255, high >> 8 & 255};
+  for (int c = 0; c < 3; ++c) {
+    const Floats a = __builtin_convertvector(bits_as<Vector<int32_t>>(left[c]), Floats);
+    const Floats b = __builtin_convertvector(bits_as<Vector<int32_t>>(right[c]), Floats);
+    value[c] = multiply_add(fraction, b - a, a);
+  }
+}
+
+struct Normalisation {
+  Floats scale[3], bias[3];
+  int source[3];  // the image's channel of each output channel
+
+  explicit Normalisation(const CropAffineArguments& a) {
+    for (int c = 0; c < 3; ++c) {
+      scale[c] = broadcast(a.scale[c]);
+      bias[c] = broadcast(a.bias[c]);
+      source[c] = a.swap_channels ? 2 - c : c;
+    }
+  }
+
+  // A vector of pixels of the row, from pixel i on: [3] output channels.
+  void pixels(const CropRow& row, int64_t i, Floats* out) const {
+    const Floats x = load_vector(row.x_fraction.data() + i), y = load_vector(row.y_fraction.data() + i);
+    Floats above[3], below[3], value[3];
+    blend_pairs(row.above.data() + i, x, above);
+    blend_pairs(row.below.data() + i, x, below);
+    for (int c = 0; c < 3; ++c) value[c] = multiply_add(y, below[c] - above[c], above[c]);
+    for (int c = 0; c < 3; ++c) out[c] = multiply_add(value[source[c]], scale[c], bias[c]);
+  }
+};
+
+// Vector Part of three in which the channels of each pixel lie next to each other.
+template <int Part, int... I>
+Floats interleaved(const Floats* channel, std::integer_sequence<int, I...>) {
+  constexpr int n = int(kLanes);
+  const auto at = [](int i) { return Part * n + i; };  // element of the row: channel at % 3 of pixel at / 3
+  const Floats two = __builtin_shufflevector(channel[0], channel[1], (at(I) % 3 == 1 ? n + at(I) / 3 : at(I) / 3)...);
+  return __builtin_shufflevector(two, channel[2], (at(I) % 3 == 2 ? n + at(I) / 3 : I)...);
+}
+
+template <typename T>
+void store_planes(const Floats* channel, int64_t plane, int64_t count, T* to) {
+  for (int c = 0; c < 3; ++c) {
+    if (count >= kLanes)
+      store_vector(channel[c], to + c * plane);
+    else
+      store_vector(channel[c], to + c * plane, count);
+  }
+}
+
+template <typename T>
+void store_interleaved(const Floats* channel, int64_t count, T* to) {
+  constexpr auto lanes = std::make_integer_sequence<int, int(kLanes)>();
+  const Floats part[3] = {interleaved<0>(channel, lanes), interleaved<1>(channel, lanes), interleaved<2>(channel, lanes)};
+  for (int64_t i = 0, rest = 3 * count; i < 3 && rest > 0; ++i, rest -= kLanes) {
+    if (rest >= kLanes)
+      store_vector(part[i], to + i * kLanes);
+    else
+      store_vector(part[i], to + i * kLanes, rest);
+  }
+}
+
+template <typename T>
+void write_row(const CropAffineArguments& a, const Normalisation& normalise, const CropRow& row, int64_t n, int64_t y) {
+  const int64_t plane = a.crop_height * a.crop_width;
+  T* out = static_cast<T*>(a.out) + n * 3 * plane + y * a.crop_width * (a.channels_last ? 3 : 1);
+  Floats channel[3];
+  for (int64_t i = 0; i < a.crop_width; i += kLanes) {
+    normalise.pixels(row, i, channel);
+    const int64_t count = a.crop_width - i < kLanes ? a.crop_width - i : kLanes;
+    if (a.channels_last)
+      store_interleaved(channel, count, out + 3 * i);
+    else
+      store_planes(channel, plane, count, out + i);
+  }
+}
+
+template <typename T>
+void run(const CropAffineArguments& a) {
+  const int64_t rows = a.crop_width < kTaskPixels ? kTaskPixels / a.crop_width : 1, bands = (a.crop_height + rows - 1) / rows;
+  const Normalisation normalise(a);
+  parallel_for(0, a.count * bands, 1, [&](int64_t from, int64_t to) {
+    CropRow row(a.crop_width);
+    for (int64_t task = from; task < to; ++task) {
+      const int64_t n = task / bands, first = task % bands * rows, last = first + rows < a.crop_height ? first + rows : a.crop_height;
+      const CropTransform transform = crop_transform(a, n);
+      const Frame frame(a, a.frame_index ? a.frame_index[n] : 0);
+      for (int64_t y = first; y < last; ++y) {
+        fill_axis(transform.x[0], crop_row_start(transform.x, y), a.width, a.crop_width, row.x.data(), row.x_fraction.data());
+        fill_axis(transform.y[0], crop_row_start(transform.y, y), a.height, a.crop_width, row.y.data(), row.y_fraction.data());
+        frame.gather(a.crop_width, &row);
+        write_row<T>(a, normalise, row, n, y);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void crop_affine(const CropAffineArguments& arguments) {
+  switch (arguments.dtype) {
+    case DType::float16: return run<Half>(arguments);
+    case DType::bfloat16: return run<BFloat16>(arguments);
+    default: return run<float>(arguments);
+  }
+}
+
+}  // namespace pyposeext::PYPOSEEXT_LEVEL
