@@ -1,7 +1,7 @@
 #include "ops/crop_affine.h"
 
+#include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "common/parallel.h"
 #include "common/vector.h"
@@ -9,50 +9,62 @@
 namespace pyposeext::PYPOSEEXT_LEVEL {
 namespace {
 
-constexpr int64_t kTaskPixels = 1 << 13;
+constexpr int64_t kTaskRows = 64;
+// Columns handled together: few, so that the rows of a turned crop find what the one before them fetched in the cache.
+constexpr int64_t kSegment = 64;
 constexpr int64_t kLanes = kWidth<float>;
+static_assert(kSegment % kLanes == 0);
 
 using Floats = Vector<float>;
 using Words = Vector<uint32_t>;
-using Pairs = Vector<uint64_t>;
 
-// One row of a crop. A pair holds the six bytes of two neighbouring pixels, the left one lowest.
-struct CropRow {
-  std::vector<int32_t> x, y;         // the upper left of the four pixels that are blended
-  std::vector<float> x_fraction, y_fraction;
-  std::vector<uint64_t> above, below;  // pairs
+// One axis of a segment's samples: the first of the two pixels that are blended, and the weight of the second.
+struct SegmentAxis {
+  int32_t low[kSegment];
+  float fraction[kSegment];
 
-  explicit CropRow(int64_t width) {
-    const size_t room = size_t(width + kLanes);  // whole vectors at the end
-    x.resize(room), y.resize(room), x_fraction.resize(room), y_fraction.resize(room), above.resize(room), below.resize(room);
+  void fill(const double* transform, int64_t x, int64_t y, int64_t count, int64_t size) {
+    const double start = crop_row_start(transform, y), step = transform[0];
+    if (step == 0) {
+      const CropSample sample = crop_sample(start, size);
+      std::fill_n(low, kSegment, sample.low);
+      std::fill_n(fraction, kSegment, sample.fraction);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const CropSample sample = crop_sample(multiply_add(step, double(int32_t(x + i)), start), size);
+      low[i] = sample.low;
+      fraction[i] = sample.fraction;
+    }
   }
 };
 
-void fill_axis(double step, double start, int64_t size, int64_t width, int32_t* low, float* fraction) {
-  for (int64_t i = 0; i < width; ++i) {
-    const CropSample sample = crop_sample(multiply_add(step, double(int32_t(i)), start), size);
-    low[i] = sample.low;
-    fraction[i] = sample.fraction;
-  }
-}
+// A part of one row of a crop. A pair holds the six bytes of two neighbouring pixels, the left one lowest.
+struct Segment {
+  int64_t count = 0;
+  SegmentAxis x{}, y{};
+  uint64_t above[kSegment] = {}, below[kSegment] = {};
+};
 
 class Frame {
  public:
   Frame(const CropAffineArguments& a, int64_t index)
       : data_(a.image + index * a.stride[0]), height_(a.height), width_(a.width), row_(a.stride[1]), column_(a.stride[2]), channel_(a.stride[3]) {}
 
-  void gather(int64_t width, CropRow* row) const {
+  void gather(Segment* segment) const {
+    const int32_t *x = segment->x.low, *y = segment->y.low;
+    const int64_t last = segment->count - 1;
     // Positions change steadily along the row: where its ends are inside, all of it is.
-    if (is_inside(row->x[0], row->y[0]) && is_inside(row->x[width - 1], row->y[width - 1])) {
-      for (int64_t i = 0; i < width; ++i) gather_inside(i, row);
+    if (is_inside(x[0], y[0]) && is_inside(x[last], y[last])) {
+      for (int64_t i = 0; i <= last; ++i) gather_inside(i, segment);
       return;
     }
-    for (int64_t i = 0; i < width; ++i) {
-      if (is_inside(row->x[i], row->y[i])) {
-        gather_inside(i, row);
+    for (int64_t i = 0; i <= last; ++i) {
+      if (is_inside(x[i], y[i])) {
+        gather_inside(i, segment);
       } else {
-        row->above[i] = checked_pair(row->x[i], row->y[i]);
-        row->below[i] = checked_pair(row->x[i], row->y[i] + 1);
+        segment->above[i] = checked_pair(x[i], y[i]);
+        segment->below[i] = checked_pair(x[i], y[i] + 1);
       }
     }
   }
@@ -61,10 +73,10 @@ class Frame {
   // Whether eight bytes can be read from the left pixels of both pairs.
   bool is_inside(int64_t x, int64_t y) const { return column_ == 3 && channel_ == 1 && x >= 0 && x < width_ - 2 && y >= 0 && y < height_ - 1; }
 
-  void gather_inside(int64_t i, CropRow* row) const {
-    const uint8_t* from = data_ + row->y[i] * row_ + row->x[i] * int64_t(3);
-    std::memcpy(&row->above[i], from, sizeof(uint64_t));
-    std::memcpy(&row->below[i], from + row_, sizeof(uint64_t));
+  void gather_inside(int64_t i, Segment* segment) const {
+    const uint8_t* from = data_ + segment->y.low[i] * row_ + segment->x.low[i] * int64_t(3);
+    std::memcpy(&segment->above[i], from, sizeof(uint64_t));
+    std::memcpy(&segment->below[i], from + row_, sizeof(uint64_t));
   }
 
   uint64_t checked_pair(int64_t x, int64_t y) const { return pixel(x, y) | pixel(x + 1, y) << 24; }
@@ -112,12 +124,12 @@ struct Normalisation {
     }
   }
 
-  // A vector of pixels of the row, from pixel i on: [3] output channels.
-  void pixels(const CropRow& row, int64_t i, Floats* out) const {
-    const Floats x = load_vector(row.x_fraction.data() + i), y = load_vector(row.y_fraction.data() + i);
+  // A vector of pixels of the segment, from pixel i on: [3] output channels.
+  void pixels(const Segment& segment, int64_t i, Floats* out) const {
+    const Floats x = load_vector(segment.x.fraction + i), y = load_vector(segment.y.fraction + i);
     Floats above[3], below[3], value[3];
-    blend_pairs(row.above.data() + i, x, above);
-    blend_pairs(row.below.data() + i, x, below);
+    blend_pairs(segment.above + i, x, above);
+    blend_pairs(segment.below + i, x, below);
     for (int c = 0; c < 3; ++c) value[c] = multiply_add(y, below[c] - above[c], above[c]);
     for (int c = 0; c < 3; ++c) out[c] = multiply_add(value[source[c]], scale[c], bias[c]);
   }
@@ -155,36 +167,45 @@ void store_interleaved(const Floats* channel, int64_t count, T* to) {
 }
 
 template <typename T>
-void write_row(const CropAffineArguments& a, const Normalisation& normalise, const CropRow& row, int64_t n, int64_t y) {
-  const int64_t plane = a.crop_height * a.crop_width;
-  T* out = static_cast<T*>(a.out) + n * 3 * plane + y * a.crop_width * (a.channels_last ? 3 : 1);
+void write_segment(const CropAffineArguments& a, const Normalisation& normalise, const Segment& segment, T* to) {
   Floats channel[3];
-  for (int64_t i = 0; i < a.crop_width; i += kLanes) {
-    normalise.pixels(row, i, channel);
-    const int64_t count = a.crop_width - i < kLanes ? a.crop_width - i : kLanes;
+  for (int64_t i = 0; i < segment.count; i += kLanes) {
+    normalise.pixels(segment, i, channel);
+    const int64_t count = segment.count - i < kLanes ? segment.count - i : kLanes;
     if (a.channels_last)
-      store_interleaved(channel, count, out + 3 * i);
+      store_interleaved(channel, count, to + 3 * i);
     else
-      store_planes(channel, plane, count, out + i);
+      store_planes(channel, a.crop_height * a.crop_width, count, to + i);
+  }
+}
+
+// Rows [first, last) of crop n.
+template <typename T>
+void crop_rows(const CropAffineArguments& a, const Normalisation& normalise, int64_t n, int64_t first, int64_t last) {
+  const CropTransform transform = crop_transform(a, n);
+  const Frame frame(a, a.frame_index ? a.frame_index[n] : 0);
+  const int64_t spacing = a.channels_last ? 3 : 1;
+  T* out = static_cast<T*>(a.out) + n * 3 * a.crop_height * a.crop_width;
+  Segment segment;
+  for (int64_t x = 0; x < a.crop_width; x += kSegment) {
+    segment.count = a.crop_width - x < kSegment ? a.crop_width - x : kSegment;
+    for (int64_t y = first; y < last; ++y) {
+      if (y == first || transform.x[1] != 0) segment.x.fill(transform.x, x, y, segment.count, a.width);
+      segment.y.fill(transform.y, x, y, segment.count, a.height);
+      frame.gather(&segment);
+      write_segment(a, normalise, segment, out + (y * a.crop_width + x) * spacing);
+    }
   }
 }
 
 template <typename T>
 void run(const CropAffineArguments& a) {
-  const int64_t rows = a.crop_width < kTaskPixels ? kTaskPixels / a.crop_width : 1, bands = (a.crop_height + rows - 1) / rows;
+  const int64_t bands = (a.crop_height + kTaskRows - 1) / kTaskRows;
   const Normalisation normalise(a);
   parallel_for(0, a.count * bands, 1, [&](int64_t from, int64_t to) {
-    CropRow row(a.crop_width);
     for (int64_t task = from; task < to; ++task) {
-      const int64_t n = task / bands, first = task % bands * rows, last = first + rows < a.crop_height ? first + rows : a.crop_height;
-      const CropTransform transform = crop_transform(a, n);
-      const Frame frame(a, a.frame_index ? a.frame_index[n] : 0);
-      for (int64_t y = first; y < last; ++y) {
-        fill_axis(transform.x[0], crop_row_start(transform.x, y), a.width, a.crop_width, row.x.data(), row.x_fraction.data());
-        fill_axis(transform.y[0], crop_row_start(transform.y, y), a.height, a.crop_width, row.y.data(), row.y_fraction.data());
-        frame.gather(a.crop_width, &row);
-        write_row<T>(a, normalise, row, n, y);
-      }
+      const int64_t first = task % bands * kTaskRows, last = first + kTaskRows < a.crop_height ? first + kTaskRows : a.crop_height;
+      crop_rows<T>(a, normalise, task / bands, first, last);
     }
   });
 }
