@@ -10,8 +10,9 @@ namespace pyposeext::PYPOSEEXT_LEVEL {
 namespace {
 
 constexpr int64_t kTaskRows = 64;
-// Columns handled together: few, so that the rows of a turned crop find what the one before them fetched in the cache.
-constexpr int64_t kSegment = 64;
+// Columns handled together: many, so that the processor sees whole rows coming and fetches them ahead; fewer in a turned
+// crop, whose rows cross many of the frame's and find in the cache what the one before them fetched.
+constexpr int64_t kSegment = 256, kTurnedSegment = 64;
 constexpr int64_t kLanes = kWidth<float>;
 static_assert(kSegment % kLanes == 0);
 
@@ -187,8 +188,9 @@ void crop_rows(const CropAffineArguments& a, const Normalisation& normalise, int
   const int64_t spacing = a.channels_last ? 3 : 1;
   T* out = static_cast<T*>(a.out) + n * 3 * a.crop_height * a.crop_width;
   Segment segment;
-  for (int64_t x = 0; x < a.crop_width; x += kSegment) {
-    segment.count = a.crop_width - x < kSegment ? a.crop_width - x : kSegment;
+  const int64_t span = transform.y[0] == 0 ? kSegment : kTurnedSegment;
+  for (int64_t x = 0; x < a.crop_width; x += span) {
+    segment.count = a.crop_width - x < span ? a.crop_width - x : span;
     for (int64_t y = first; y < last; ++y) {
       if (y == first || transform.x[1] != 0) segment.x.fill(transform.x, x, y, segment.count, a.width);
       segment.y.fill(transform.y, x, y, segment.count, a.height);
