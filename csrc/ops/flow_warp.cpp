@@ -64,11 +64,11 @@ Tensor flow_warp_backward_input(const Tensor& gradient,  // [B, C, H, W]
   Tensor cell;
   std::tuple<Tensor, Tensor> sorted;
 #ifdef PYPOSEEXT_WITH_CUDA
-  if (!gradient.is_cpu()) {
-    torch::stable::accelerator::DeviceGuard guard(gradient.get_device_index());
+  if (uses_cuda(gradient)) {
+    const CudaScope scope(gradient);
     cell = empty_with_layout({arguments.batch, arguments.height * arguments.width}, ScalarType::Long, gradient, false);
     arguments.cell = cell.mutable_data_ptr<int64_t>();
-    cuda::flow_warp_cells(arguments, current_cuda_stream(gradient));
+    cuda::flow_warp_cells(arguments, scope.stream());
     sorted = stable_sort(cell, 1, false);
     arguments.sorted_cell = std::get<0>(sorted).const_data_ptr<int64_t>();
     arguments.order = std::get<1>(sorted).const_data_ptr<int64_t>();
