@@ -9,7 +9,7 @@
 namespace pyposeext {
 namespace {
 
-constexpr int64_t kMostPixels = int64_t(1) << 31;  // run lengths are 32-bit numbers
+constexpr int64_t kLongest = int64_t(1) << 31;  // run lengths are 32-bit numbers, and so are pixels counted along a side
 
 PasteRule rule_of(const char* op, const std::string& rule) {
   PYPOSEEXT_CHECK(rule == "torchvision" || rule == "detectron2", op, ": rule must be torchvision or detectron2, got ", rule);
@@ -28,7 +28,7 @@ PasteMasksArguments checked(const char* op, const Tensor& masks, const Tensor& b
   PYPOSEEXT_CHECK(boxes.dim() == 2 && boxes.size(0) == masks.size(0) && boxes.size(1) == 4, op, ": boxes must be [", masks.size(0),
                   ", 4], got shape ", shape_of(boxes));
   check_same_device(op, "boxes", boxes, "masks", masks);
-  PYPOSEEXT_CHECK(height >= 0 && width >= 0, op, ": size must not be negative, got ", height, " x ", width);
+  PYPOSEEXT_CHECK(height >= 0 && width >= 0 && height < kLongest && width < kLongest, op, ": size must be in 0..2^31 - 1, got ", height, " x ", width);
   PYPOSEEXT_CHECK(threshold == threshold, op, ": threshold must be a number, got NaN");
   const bool in_double = dtype == DType::float64 || floating_dtype(op, "boxes", boxes) == DType::float64;
   *corners = coordinates(op, "boxes", boxes, in_double ? DType::float64 : DType::float32);
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor> paste_masks_runs(const Tensor& masks,  // [N, M, M] o
   PasteMasksRunsArguments arguments{};
   arguments.paste = checked(op, masks, boxes, height, width, threshold, rule, &corners);
   const int64_t n = arguments.paste.count;
-  PYPOSEEXT_CHECK(width == 0 || height < kMostPixels / width, op, ": size must be fewer than 2^31 pixels, got ", height, " x ", width);
+  PYPOSEEXT_CHECK(width == 0 || height < kLongest / width, op, ": size must be fewer than 2^31 pixels, got ", height, " x ", width);
   PYPOSEEXT_CHECK(capacity >= 0, op, ": capacity must not be negative, got ", capacity);
   Tensor counts = empty_with_layout({n, capacity}, ScalarType::Int, masks, false);
   Tensor lengths = empty_with_layout({n}, ScalarType::Long, masks, false);
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor> paste_masks_runs(const Tensor& masks,  // [N, M, M] o
   arguments.counts = counts.mutable_data_ptr<int32_t>();
   arguments.lengths = lengths.mutable_data_ptr<int64_t>();
   Tensor first_row;
-  if (!masks.is_cpu()) {
+  if (uses_cuda(masks)) {
     first_row = empty_with_layout({n, arguments.paste.side + 3}, ScalarType::Int, masks, false);
     arguments.first_row = first_row.mutable_data_ptr<int32_t>();
   }
