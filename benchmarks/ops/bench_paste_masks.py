@@ -1,4 +1,4 @@
-"""paste_masks of 100 masks into an image of 800 x 1333; peers are what torchvision and detectron2 do, in plain torch."""
+"""paste_masks of 100 masks into an image of 800 x 1333; peers are torchvision's and detectron2's ways, in torch."""
 
 from __future__ import annotations
 

@@ -50,7 +50,12 @@ struct Segment {
 class Frame {
  public:
   Frame(const CropAffineArguments& a, int64_t index)
-      : data_(a.image + index * a.stride[0]), height_(a.height), width_(a.width), row_(a.stride[1]), column_(a.stride[2]), channel_(a.stride[3]) {}
+      : data_(a.image + index * a.stride[0]),
+        height_(a.height),
+        width_(a.width),
+        row_(a.stride[1]),
+        column_(a.stride[2]),
+        channel_(a.stride[3]) {}
 
   void gather(Segment* segment) const {
     const int32_t *x = segment->x.low, *y = segment->y.low;
@@ -72,7 +77,9 @@ class Frame {
 
  private:
   // Whether eight bytes can be read from the left pixels of both pairs.
-  bool is_inside(int64_t x, int64_t y) const { return column_ == 3 && channel_ == 1 && x >= 0 && x < width_ - 2 && y >= 0 && y < height_ - 1; }
+  bool is_inside(int64_t x, int64_t y) const {
+    return column_ == 3 && channel_ == 1 && x >= 0 && x < width_ - 2 && y >= 0 && y < height_ - 1;
+  }
 
   void gather_inside(int64_t i, Segment* segment) const {
     const uint8_t* from = data_ + segment->y.low[i] * row_ + segment->x.low[i] * int64_t(3);

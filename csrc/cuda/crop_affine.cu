@@ -39,7 +39,8 @@ __device__ Image image_of(const CropAffineArguments& a, int64_t n) {
 }
 
 // The normalised channels of one pixel of the crop, in the output's order.
-__device__ void crop_pixel(const CropAffineArguments& a, const CropTransform& transform, const Image& image, int64_t x, int64_t y, float* out) {
+__device__ void crop_pixel(const CropAffineArguments& a, const CropTransform& transform, const Image& image, int64_t x, int64_t y,
+                           float* out) {
   const CropSample column = crop_sample(multiply_add(transform.x[0], double(x), crop_row_start(transform.x, y)), a.width);
   const CropSample row = crop_sample(multiply_add(transform.y[0], double(x), crop_row_start(transform.y, y)), a.height);
   float above[3], below[3], value[3];

@@ -86,7 +86,8 @@ struct HardChunk {
   __device__ void put(int i, Accumulate<T> blended) { bits = (bits & ~(1u << i)) | uint32_t(blended >= threshold) << i; }
   __device__ static uint32_t bytes_of(uint32_t four_bits) { return four_bits * 0x00204081u & 0x01010101u; }
   __device__ void write(uint8_t* to) const {
-    *reinterpret_cast<uint4*>(to) = make_uint4(bytes_of(bits & 15), bytes_of(bits >> 4 & 15), bytes_of(bits >> 8 & 15), bytes_of(bits >> 12));
+    const uint32_t second = bits >> 4 & 15, third = bits >> 8 & 15, fourth = bits >> 12;
+    *reinterpret_cast<uint4*>(to) = make_uint4(bytes_of(bits & 15), bytes_of(second), bytes_of(third), bytes_of(fourth));
   }
   __device__ void write_first(uint8_t* to) const { *to = bits & 1; }
 };

@@ -20,7 +20,9 @@ struct EdgeFinder {
 
   __device__ bool background() const { return A(0) >= threshold; }
 
-  __device__ bool is_set(A above, A below, int64_t row) const { return paste_blend(above, below, paste_sample<A>(box.y, row).fraction) >= threshold; }
+  __device__ bool is_set(A above, A below, int64_t row) const {
+    return paste_blend(above, below, paste_sample<A>(box.y, row).fraction) >= threshold;
+  }
 
   __device__ bool last_of_column(int64_t column) const {
     if (column < box.x.first || column >= box.x.last || box.y.last < height) return background();
@@ -98,7 +100,8 @@ template <typename T, typename C>
 __device__ int64_t write_edges(const EdgeFinder<T, C>& finder, int64_t width, int64_t capacity, int32_t* out) {
   // Beyond the box no column has an edge, but for the image's first one and the one right of the box.
   const bool is_nothing = is_empty(finder.box);
-  const int64_t first = is_nothing ? 0 : finder.box.x.first, last = is_nothing ? 0 : finder.box.x.last < width ? finder.box.x.last + 1 : width;
+  const int64_t end = finder.box.x.last < width ? finder.box.x.last + 1 : width;
+  const int64_t first = is_nothing ? 0 : finder.box.x.first, last = is_nothing ? 0 : end;
   const bool starts_set = finder.background() && (is_nothing || first > 0) && finder.height * width > 0;
   int64_t found = starts_set ? 1 : 0;
   if (starts_set && threadIdx.x == 0 && capacity > 0) out[0] = 0;
@@ -132,7 +135,7 @@ __device__ void subtract_neighbours(int64_t edges, int64_t pixels, int64_t capac
 }
 
 template <typename T, typename C>
-__global__ void __launch_bounds__(kThreads) runs_kernel(const PasteMasksRunsArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) runs_kernel(const PasteMasksRunsArguments a) {
   __shared__ PasteBox<C> box;
   for (int64_t n = blockIdx.x; n < a.paste.count; n += gridDim.x) {
     int32_t *out = a.counts + n * a.capacity, *first_row = a.first_row + n * (a.paste.side + 3);

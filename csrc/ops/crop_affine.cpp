@@ -25,14 +25,15 @@ ScalarType scalar_type(DType dtype) {
 // int64 indices on the frames' device, row-major. On the CPU a wrong one is an error; on a GPU finding it would need a
 // synchronisation, and such a crop is border everywhere.
 Tensor checked_index(const char* op, const Tensor& index, const Tensor& frames, int64_t count) {
-  PYPOSEEXT_CHECK(index.dim() == 1 && index.size(0) == count && index.scalar_type() == ScalarType::Long, op, ": frame_index must be [", count,
-                  "], int64, got shape ", shape_of(index));
+  PYPOSEEXT_CHECK(index.dim() == 1 && index.size(0) == count && index.scalar_type() == ScalarType::Long, op,
+                  ": frame_index must be [", count, "], int64, got shape ", shape_of(index));
   check_same_device(op, "frame_index", index, "frames", frames);
   const Tensor packed = torch::stable::contiguous(index);
   if (!packed.is_cpu()) return packed;
   const int64_t* data = packed.const_data_ptr<int64_t>();
   for (int64_t n = 0; n < count; ++n)
-    PYPOSEEXT_CHECK(data[n] >= 0 && data[n] < frames.size(0), op, ": frame_index[", n, "] must be in 0..", frames.size(0) - 1, ", got ", data[n]);
+    PYPOSEEXT_CHECK(data[n] >= 0 && data[n] < frames.size(0), op, ": frame_index[", n, "] must be in 0..", frames.size(0) - 1, ", got ",
+                    data[n]);
   return packed;
 }
 
@@ -50,8 +51,8 @@ void set_normalisation(const char* op, const std::vector<double>& mean, const st
 void set_frames(const char* op, const Tensor& frames, CropAffineArguments* arguments) {
   PYPOSEEXT_CHECK(frames.dim() == 4 && frames.size(3) == 3, op, ": frames must be [F, H, W, 3], got shape ", shape_of(frames));
   PYPOSEEXT_CHECK(frames.scalar_type() == ScalarType::Byte, op, ": frames must be uint8");
-  PYPOSEEXT_CHECK(frames.size(1) < kLongestSide && frames.size(2) < kLongestSide, op, ": frames must have fewer than 2^30 rows and columns, got shape ",
-                  shape_of(frames));
+  PYPOSEEXT_CHECK(frames.size(1) < kLongestSide && frames.size(2) < kLongestSide, op,
+                  ": frames must have fewer than 2^30 rows and columns, got shape ", shape_of(frames));
   check_device(op, "frames", frames);
   arguments->frames = frames.size(0);
   arguments->height = frames.size(1);
@@ -75,11 +76,12 @@ Tensor crop_affine(const Tensor& frames,                      // [F, H, W, 3], u
   check_same_device(op, "matrices", matrices, "frames", frames);
   const Tensor transforms = coordinates(op, "matrices", matrices, DType::float64);
   const int64_t count = matrices.size(0);
-  PYPOSEEXT_CHECK(frame_index.has_value() || frames.size(0) == 1 || count == 0, op, ": frame_index must be given for ", frames.size(0), " frames");
+  PYPOSEEXT_CHECK(frame_index.has_value() || frames.size(0) == 1 || count == 0, op, ": frame_index must be given for ", frames.size(0),
+                  " frames");
   Tensor index;
   if (frame_index.has_value()) index = checked_index(op, *frame_index, frames, count);
-  PYPOSEEXT_CHECK(height >= 0 && width >= 0 && height < kLongestSide && width < kLongestSide, op, ": size must be in 0..2^30, got ", height, " x ",
-                  width);
+  PYPOSEEXT_CHECK(height >= 0 && width >= 0 && height < kLongestSide && width < kLongestSide, op, ": size must be in 0..2^30, got ", height,
+                  " x ", width);
   set_normalisation(op, mean, std, &arguments);
   arguments.dtype = output_dtype(op, dtype);
   Tensor out = empty_with_layout({count, 3, height, width}, scalar_type(arguments.dtype), frames, channels_last);

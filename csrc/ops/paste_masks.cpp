@@ -28,7 +28,8 @@ PasteMasksArguments checked(const char* op, const Tensor& masks, const Tensor& b
   PYPOSEEXT_CHECK(boxes.dim() == 2 && boxes.size(0) == masks.size(0) && boxes.size(1) == 4, op, ": boxes must be [", masks.size(0),
                   ", 4], got shape ", shape_of(boxes));
   check_same_device(op, "boxes", boxes, "masks", masks);
-  PYPOSEEXT_CHECK(height >= 0 && width >= 0 && height < kLongest && width < kLongest, op, ": size must be in 0..2^31 - 1, got ", height, " x ", width);
+  PYPOSEEXT_CHECK(height >= 0 && width >= 0 && height < kLongest && width < kLongest, op, ": size must be in 0..2^31 - 1, got ", height,
+                  " x ", width);
   PYPOSEEXT_CHECK(threshold == threshold, op, ": threshold must be a number, got NaN");
   const bool in_double = dtype == DType::float64 || floating_dtype(op, "boxes", boxes) == DType::float64;
   *corners = coordinates(op, "boxes", boxes, in_double ? DType::float64 : DType::float32);

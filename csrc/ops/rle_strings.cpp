@@ -28,8 +28,8 @@ pybind11::list rle_strings(const Tensor& counts,     // [N, capacity] int32
   PYPOSEEXT_CHECK(counts.is_cpu() && lengths.is_cpu(), op, ": counts and lengths must be on the CPU");
   PYPOSEEXT_CHECK(counts.dim() == 2 && counts.scalar_type() == ScalarType::Int && counts.is_contiguous(), op,
                   ": counts must be [N, capacity], int32, row-major, got shape ", shape_of(counts));
-  PYPOSEEXT_CHECK(lengths.dim() == 1 && lengths.size(0) == counts.size(0) && lengths.scalar_type() == ScalarType::Long && lengths.is_contiguous(),
-                  op, ": lengths must be [", counts.size(0), "], int64, row-major, got shape ", shape_of(lengths));
+  const bool fits = lengths.dim() == 1 && lengths.size(0) == counts.size(0) && lengths.scalar_type() == ScalarType::Long && lengths.is_contiguous();
+  PYPOSEEXT_CHECK(fits, op, ": lengths must be [", counts.size(0), "], int64, row-major, got shape ", shape_of(lengths));
   const int32_t* runs = counts.const_data_ptr<int32_t>();
   const int64_t* length = lengths.const_data_ptr<int64_t>();
   const int64_t n = counts.size(0), capacity = counts.size(1);

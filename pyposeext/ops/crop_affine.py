@@ -40,11 +40,11 @@ def crop_affine(
         inverse_map: `matrices` lead from the crop to the frame, as under cv2.WARP_INVERSE_MAP.
 
     Returns:
-        [N, 3, height, width]. Pixels outside the frame are black before normalisation, as under cv2.BORDER_CONSTANT, and
-        blended with their neighbours. A singular or non-finite matrix gives black everywhere. Positions are computed in
-        float64 and values in float32: within 1e-3 grey levels of float64, whatever the size of the frame, then rounded to
-        `dtype`. cv2 itself rounds positions to 1/32 pixel and results to whole grey levels: it differs by up to 2 of
-        them on smooth images.
+        [N, 3, height, width]. Pixels outside the frame are black before normalisation, as under cv2.BORDER_CONSTANT,
+        and blended with their neighbours. A singular or non-finite matrix gives black everywhere. Positions are
+        computed in float64 and values in float32: within 1e-3 grey levels of float64, whatever the size of the frame,
+        then rounded to `dtype`. cv2 rounds its results to whole grey levels, older versions also positions to 1/32
+        pixel: they differ by up to 2 grey levels on smooth images.
 
     Raises:
         RuntimeError: a wrong rank, shape, dtype, device, size, mean or std; on the CPU also a frame index that does not

@@ -28,8 +28,8 @@ def paste_masks(
         boxes: [N, 4], x1, y1, x2, y2 in pixels of the image, any float dtype.
         size: (height, width) of the image.
         threshold: pixels of at least this value are set. None: the values themselves, not compared.
-        rule: "torchvision": the mask gets a border of one zero, the box is enlarged by (M + 2) / M about its centre, its
-            corners are truncated to whole numbers (both belong to the box) and the mask is resized to that.
+        rule: "torchvision": the mask gets a border of one zero, the box is enlarged by (M + 2) / M about its centre,
+            its corners are truncated to whole numbers (both belong to the box) and the mask is resized to that.
             "detectron2": pixel centres are sampled in the box as it is, elements outside the mask being 0, over the
             whole image.
 
