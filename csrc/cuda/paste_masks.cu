@@ -138,12 +138,11 @@ __device__ void write_band(const PasteMasksArguments& a, int64_t n, int64_t firs
   }
 }
 
-extern __shared__ uint64_t table_memory[];
-
 template <typename T, typename C, typename Chunk>
 __global__ void __launch_bounds__(kThreads) paste_kernel(const PasteMasksArguments a, int64_t band, int64_t bands) {
   using A = Accumulate<T>;
   __shared__ PasteBox<C> box;
+  extern __shared__ uint64_t table_memory[];
   auto* table = reinterpret_cast<ColumnSample<A>*>(table_memory);
   for (int64_t task = blockIdx.x; task < a.count * bands; task += gridDim.x) {
     const int64_t n = task / bands, first = task % bands * band, last = first + band < a.height ? first + band : a.height;
