@@ -374,5 +374,43 @@ inline uint32_t lanes_greater(Vector<double> a, Vector<double> b) {
 #endif
 }
 
+// A comparison's result as bits, lane 0 lowest.
+template <typename Mask>
+inline uint64_t bits_of(Mask mask) {
+  constexpr bool kFourBytes = sizeof(mask[0]) == 4;
+#if defined(__AVX512DQ__)
+  if constexpr (kFourBytes) return _mm512_movepi32_mask(bits_as<__m512i>(mask));
+  else return _mm512_movepi64_mask(bits_as<__m512i>(mask));
+#elif defined(__AVX2__)
+  if constexpr (kFourBytes) return uint32_t(_mm256_movemask_ps(bits_as<__m256>(mask)));
+  else return uint32_t(_mm256_movemask_pd(bits_as<__m256d>(mask)));
+#elif defined(__SSE2__)
+  if constexpr (kFourBytes) return uint32_t(_mm_movemask_ps(bits_as<__m128>(mask)));
+  else return uint32_t(_mm_movemask_pd(bits_as<__m128d>(mask)));
+#else
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < int64_t(sizeof(Mask) / sizeof(mask[0])); ++i) bits |= uint64_t(mask[i] != 0) << i;
+  return bits;
+#endif
+}
+
+template <int64_t Count> struct BytesOf {
+  typedef uint8_t type __attribute__((vector_size(Count)));
+};
+
+// A comparison's result as bytes: 1 in the lanes where it holds, 0 in the others.
+template <typename Mask>
+inline void store_truth(Mask mask, uint8_t* to) {
+  using Bytes = typename BytesOf<sizeof(Mask) / sizeof(mask[0])>::type;
+  const Bytes bytes = __builtin_convertvector(mask, Bytes) & 1;
+  std::memcpy(to, &bytes, sizeof bytes);
+}
+template <typename Mask>
+inline void store_truth(Mask mask, uint8_t* to, int64_t count) {
+  uint8_t part[sizeof(Mask) / sizeof(mask[0])];
+  store_truth(mask, part);
+  std::memcpy(to, part, size_t(count));
+}
+
 }  // inline namespace PYPOSEEXT_LEVEL
 }  // namespace pyposeext

@@ -5,6 +5,7 @@ computation in plain PyTorch.
 """
 
 from pyposeext.ops.conv_lstm_cell import conv_lstm_cell
+from pyposeext.ops.crop_affine import crop_affine
 from pyposeext.ops.deform_conv2d import deform_conv2d
 from pyposeext.ops.flow_warp import flow_warp
 from pyposeext.ops.gaussian_heatmaps import gaussian_heatmaps
@@ -13,6 +14,7 @@ from pyposeext.ops.heatmap_argmax import heatmap_argmax
 from pyposeext.ops.multiscale_roi_align import multiscale_roi_align
 from pyposeext.ops.nms import batched_nms, nms, nms_padded
 from pyposeext.ops.oks_nms import oks_nms, oks_nms_padded
+from pyposeext.ops.paste_masks import paste_masks, paste_masks_rle, paste_masks_runs
 from pyposeext.ops.roi_align import roi_align
 from pyposeext.ops.roi_heatmaps_to_keypoints import roi_heatmaps_to_keypoints
 from pyposeext.ops.scale_add import scale_add
@@ -22,6 +24,7 @@ from pyposeext.ops.tube_roi_align import tube_roi_align
 __all__ = [
     "batched_nms",
     "conv_lstm_cell",
+    "crop_affine",
     "deform_conv2d",
     "flow_warp",
     "gaussian_heatmaps",
@@ -32,6 +35,9 @@ __all__ = [
     "nms_padded",
     "oks_nms",
     "oks_nms_padded",
+    "paste_masks",
+    "paste_masks_rle",
+    "paste_masks_runs",
     "roi_align",
     "roi_heatmaps_to_keypoints",
     "scale_add",
