@@ -11,7 +11,7 @@ BUILD_TOOLS = "scikit-build-core>=1.0" "pybind11>=3" "cmake>=3.30" ninja
 CLIP = $(OUT)/clip/Sports2D/Demo/demo.mp4
 BENCHMARKS = $(basename $(notdir $(wildcard benchmarks/ops/bench_*.py)))
 
-.PHONY: demo test bench lint wheel release rebuild clean
+.PHONY: demo test test-emulated bench bench-table lint resources wheel release rebuild clean
 
 # torch comes first and pinned: a plain install would take the newest one, and with it gigabytes of CUDA libraries.
 $(VENV)/.torch:
@@ -42,10 +42,24 @@ demo: $(VENV)/.installed $(CLIP)
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
+# The CUDA kernels without a GPU: compiled for the CPU, their threads emulated, and held to the tests of the ops.
+test-emulated: $(VENV)/.installed
+	PATH="$(abspath $(VENV))/bin:$$PATH" tests/cuda_emulation/run.sh python -n 2 --dist loadfile tests/ops tests/cuda_emulation
+
 bench: $(VENV)/.installed
 	for name in $(BENCHMARKS); do \
 	  $(VENV)/bin/python -m benchmarks.ops.$$name --device $(DEVICE) --json benchmarks/results/$(DEVICE)/$${name#bench_}.json || exit 1; \
 	done
+	$(MAKE) bench-table
+
+# The table of all results, in docs/kernels.md too, and the chart.
+bench-table: $(VENV)/.installed
+	$(PIP) install -q --disable-pip-version-check "matplotlib>=3.8"
+	$(VENV)/bin/python -m benchmarks.summary --device $(DEVICE) --markdown docs/kernels.md --chart docs/images/kernels_$(DEVICE).png
+
+# Registers and spills of the CUDA kernels, as ptxas reports them.
+resources: $(VENV)/.installed
+	$(VENV)/bin/python tools/ptxas_summary.py --output docs/cuda_resources.md
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

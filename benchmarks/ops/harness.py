@@ -1,7 +1,8 @@
 """Side-by-side measurements of one op: ours, the plain-PyTorch reference, the field's library and the physical floor.
 
 A benchmark file lists its `Workload`s and calls `main`. All contestants of a workload alternate in one process, so that
-a busy machine slows them alike; what counts is the ratio of their medians.
+a busy machine slows them alike; what counts is the ratio of their medians. The floor is what the machine needs at the
+rates it reaches in the same process: copying past the caches, reading, multiplying.
 
     python -m benchmarks.ops.bench_roi_align --device cpu --json FILE
 """
@@ -11,8 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +31,9 @@ from torch import Tensor
 import pyposeext
 from pyposeext import _C
 
+SECONDS_PER_CONTESTANT = 4.0  # a slow contestant is repeated less often, but at least twice
+LEVELS = ["baseline", "avx2", "avx512"]
+
 
 @dataclass
 class Workload:
@@ -37,7 +45,11 @@ class Workload:
         ours: the op; `reference` and `peer`, where given, take the same arguments.
         bytes: the fewest bytes that must move: every input element that counts read once, every output written once.
         operations: floating-point operations that no version can do without; 0 where moving bytes decides.
-        reference_repeats: how often the reference runs; it can be thousands of times slower.
+        reads_only: nothing of size is written, so that the floor follows from the rate of reading, not of copying.
+        dtype: of the operations; the floor of 16-bit ones on a GPU follows from the rate of its matrix units.
+        aim: times the floor that this workload is meant to reach at most, for the table; 0 where there is no aim.
+        headline: a short label where this workload stands for the op in the chart and the README.
+        reference_repeats: how often the reference runs at most; it can be thousands of times slower.
     """
 
     name: str
@@ -47,6 +59,10 @@ class Workload:
     peer: Callable[..., Any] | None
     bytes: int
     operations: int = 0
+    reads_only: bool = False
+    dtype: torch.dtype = torch.float32
+    aim: float = 0
+    headline: str = ""
     reference_repeats: int = 3
 
 
@@ -75,23 +91,36 @@ def seconds(call: Callable[[], Any], device: str) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def median_seconds(call: Callable[[], Any], device: str, repeats: int) -> float:
-    call()
-    return statistics.median(seconds(call, device) for _ in range(repeats))
+def gpu_rates() -> dict[str, float]:
+    """The GPU's counterparts of `_C.machine_rate()`: a large copy, a large sum, large matrix products."""
+
+    def best(call: Callable[[], Any]) -> float:
+        call()
+        return min(seconds(call, "cuda") for _ in range(9))
+
+    source = torch.ones(2**30 // 4, device="cuda")
+    target = torch.empty_like(source)
+    matrices = {dtype: torch.randn(8192, 8192, device="cuda").to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    product = {dtype: best(lambda m=matrix: torch.mm(m, m)) for dtype, matrix in matrices.items()}
+    return {
+        "copy": 2 * source.nbytes / best(lambda: target.copy_(source)),
+        "read": source.nbytes / best(lambda: torch.sum(source)),
+        "multiply_add": 2 * 8192**3 / product[torch.float32],
+        "multiply_add_16_bit": 2 * 8192**3 / product[torch.bfloat16],
+    }
 
 
 def machine_rates(device: str) -> dict[str, float]:
-    """Bytes a second of a large copy (read plus written) and operations a second of a large float32 matrix product."""
-    source = torch.ones((64 if device == "cpu" else 1024) * 2**20 // 4, device=device)
-    target = torch.empty_like(source)
-    side = 1024 if device == "cpu" else 8192
-    matrix = torch.randn(side, side, device=device)
-    copy = median_seconds(lambda: target.copy_(source), device, 9)
-    product = median_seconds(lambda: torch.mm(matrix, matrix, out=torch.empty_like(matrix)), device, 9)
-    return {
-        "copy_bytes_per_second": 2 * source.numel() * 4 / copy,
-        "operations_per_second": 2 * side**3 / product,
-    }
+    """Bytes a second copied (read plus written) and read, float32 operations a second: what floors follow from."""
+    return dict(_C.machine_rate()) if device == "cpu" else gpu_rates()
+
+
+def floor_of(workload: Workload, rates: dict[str, float]) -> float:
+    """Seconds that the workload needs at the machine's rates."""
+    sixteen_bit = workload.dtype in (torch.float16, torch.bfloat16)
+    operations = rates.get("multiply_add_16_bit" if sixteen_bit else "multiply_add", rates["multiply_add"])
+    moving = workload.bytes / rates["read" if workload.reads_only else "copy"]
+    return max(moving, workload.operations / operations)
 
 
 def rewriting(tensor: Tensor) -> Callable[[], Any]:
@@ -100,7 +129,7 @@ def rewriting(tensor: Tensor) -> Callable[[], Any]:
 
 
 def measure(workload: Workload, device: str, repeats: int, rates: dict[str, float]) -> dict[str, Any]:
-    """Alternating repeats of every contestant of one workload."""
+    """Alternating repeats of every contestant of one workload. Times are in milliseconds."""
     arguments = workload.make(device)
     contestants = {"ours": workload.ours, "peer": workload.peer, "reference": workload.reference}
     calls = {name: function for name, function in contestants.items() if function is not None}
@@ -108,41 +137,73 @@ def measure(workload: Workload, device: str, repeats: int, rates: dict[str, floa
     flush = rewriting(torch.zeros(2**26 if device != "cpu" else 1, device=device))
     for repeat in range(repeats + 1):
         for name, function in calls.items():
-            if name == "reference" and repeat > workload.reference_repeats:
+            spent = sum(times[name])
+            limit = workload.reference_repeats if name == "reference" else repeats
+            if repeat > limit or (len(times[name]) >= 2 and spent > SECONDS_PER_CONTESTANT):
                 continue
             flush()
             elapsed = seconds(lambda function=function: function(*arguments), device)
-            if repeat > 0:  # the first round warms up
+            if repeat > 0 or elapsed > 1:  # the first round warms up, which a slow contestant need not do
                 times[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    floor = max(workload.bytes / rates["copy_bytes_per_second"], workload.operations / rates["operations_per_second"])
+    medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
+    floor = floor_of(workload, rates) * 1e3
     row: dict[str, Any] = {
         "workload": workload.name,
-        "milliseconds": medians["ours"] * 1e3,
-        "best_milliseconds": min(times["ours"]) * 1e3,
-        "gigabytes_per_second": workload.bytes / medians["ours"] / 1e9,
-        "floor_milliseconds": floor * 1e3,
-        "times_floor": medians["ours"] / floor,
+        "time": medians["ours"],
+        "best time": min(times["ours"]) * 1e3,
+        "GB/s": workload.bytes / medians["ours"] / 1e6,
+        "floor": floor,
+        "times floor": medians["ours"] / floor,
     }
+    if workload.headline:
+        row["headline"] = workload.headline
+    if workload.aim:
+        row["aim, times floor"] = workload.aim
     for name in ("peer", "reference"):
         if name in medians:
-            row[f"{name}_milliseconds"] = medians[name] * 1e3
-            row[f"times_faster_than_{name}"] = medians[name] / medians["ours"]
+            row[f"{name} time"] = medians[name]
+            row[f"times faster than {name}"] = medians[name] / medians["ours"]
     return row
+
+
+COLUMNS = {
+    "level": "level",
+    "threads": "threads",
+    "time": "ms",
+    "best time": "best ms",
+    "floor": "floor ms",
+    "times floor": "x floor",
+    "aim, times floor": "aim",
+    "GB/s": "GB/s",
+    "times faster than peer": "x peer",
+    "times faster than reference": "x reference",
+}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as people read them."""
-    columns = ["threads", "milliseconds", "floor_milliseconds", "times_floor", "gigabytes_per_second"]
-    columns += ["times_faster_than_peer", "times_faster_than_reference"]
-    heads = ["threads", "ms", "floor ms", "x floor", "GB/s", "x peer", "x reference"]
-    width = max(len(row["workload"]) for row in rows)
-    lines = [f"{'workload':<{width}}" + "".join(f"{head:>13}" for head in heads)]
+
+    def cell(value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        return "-" if value is None or math.isnan(value) else f"{value:.4g}"
+
+    width = max((len(row["workload"]) for row in rows), default=8)
+    lines = [f"{'workload':<{width}}" + "".join(f"{head:>12}" for head in COLUMNS.values())]
     for row in rows:
-        values = [row.get(column, math.nan) for column in columns]
-        cells = ("-" if math.isnan(value) else f"{value:.4g}" for value in values)
-        lines.append(f"{row['workload']:<{width}}" + "".join(f"{cell:>13}" for cell in cells))
+        lines.append(f"{row['workload']:<{width}}" + "".join(f"{cell(row.get(column)):>12}" for column in COLUMNS))
     return "\n".join(lines)
+
+
+def commit() -> str:
+    """The commit that was measured; "+" marks changes that are not in it."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False).stdout
+
+    changed = git("status", "--porcelain", "--", ":/csrc", ":/pyposeext", ":/benchmarks/ops").strip()
+    return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed else "")
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -151,40 +212,71 @@ def machine(device: str) -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         processor = names[0].split(":")[1].strip() if names else processor
-    facts = {"processor": processor, "torch": torch.__version__, "pyposeext": pyposeext.__version__}
+    facts = {"processor": processor, "processors": os.cpu_count(), "torch": torch.__version__}
     if device != "cpu":
         facts["gpu"] = torch.cuda.get_device_name()
-    return {**facts, "date": date.today().isoformat(), "build": _C.build_info()}
+    version = {"pyposeext": pyposeext.__version__, "commit": commit(), "date": date.today().isoformat()}
+    return {**facts, **version, "build": _C.build_info()}
 
 
-def main(op: str, workloads: list[Workload]) -> None:
-    """The command line every benchmark of an op has."""
-    parser = argparse.ArgumentParser(description=f"Measures {op} against its reference, a peer and the floor.")
+def measure_all(workloads: list[Workload], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for each workload and thread count, at this process's instruction set."""
+    counts = [int(count) for count in options.threads.split(",")] if options.device == "cpu" else [0]
+    rows = []
+    for threads in counts:
+        if threads:
+            torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        rates = machine_rates(options.device)
+        level = {"level": _C.build_info()["cpu_level"], "threads": threads} if threads else {}
+        for workload in workloads:
+            if options.only in workload.name:
+                rows.append({**level, **measure(workload, options.device, options.repeats, rates), "rates": rates})
+    return rows
+
+
+def measure_level(level: str, arguments: list[str]) -> list[dict[str, Any]]:
+    """The rows of the same benchmark in a process of its own that is held to a lower instruction set, ours alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.json"
+        command = [sys.executable, "-m", sys.modules["__main__"].__spec__.name, *arguments]
+        command += ["--alone", "--levels", level, "--json", str(file)]
+        subprocess.run(command, env={**os.environ, "PYPOSEEXT_CPU_LEVEL": level}, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(file.read_text())["rows"]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measures an op against its reference, a peer and the floor.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", default="1,2", help="thread counts on the CPU, with commas")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--only", default="", help="measure only workloads whose name holds this text")
+    parser.add_argument("--levels", default="", help="instruction sets, with commas; without it the best and avx2")
     parser.add_argument("--no-reference", action="store_true", help="leave the slow references out")
+    parser.add_argument("--alone", action="store_true", help="leave references and peers out")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    counts = [int(count) for count in options.threads.split(",")] if options.device == "cpu" else [0]
-    rows = []
-    torch.manual_seed(0)
-    for threads in counts:
-        if threads:
-            torch.set_num_threads(threads)
-        rates = machine_rates(options.device)
-        for workload in workloads:
-            if options.no_reference:
-                workload.reference = None
-            if options.only in workload.name:
-                rows.append({"threads": threads, **measure(workload, options.device, options.repeats, rates), **rates})
+    return parser.parse_args()
+
+
+def main(op: str, workloads: list[Workload]) -> None:
+    """The command line every benchmark of an op has."""
+    options = parse()
+    for workload in workloads:
+        workload.reference = None if options.no_reference or options.alone else workload.reference
+        workload.peer = None if options.alone else workload.peer
+    here = _C.build_info()["cpu_level"]
+    others = options.levels.split(",") if options.levels else [here, "avx2"] if here == "avx512" else [here]
+    rows = measure_all(workloads, options) if here in others or options.device != "cpu" else []
+    if options.device == "cpu":
+        shared = ["--threads", options.threads, "--repeats", str(options.repeats), "--only", options.only]
+        for level in dict.fromkeys(others):
+            rows += measure_level(level, shared) if level != here else []
+    print(f"{op}, {options.device}")
     print(table(rows))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(
-            {"op": op, "device": options.device, "machine": machine(options.device), "rows": rows}, indent=1
-        )
+        units = {"time": "ms", "floor": "ms", "rates": "bytes or operations a second"}
+        facts = {"op": op, "device": options.device, "machine": machine(options.device), "units": units, "rows": rows}
         temporary = options.json.with_suffix(".part")
-        temporary.write_text(text + "\n")
+        temporary.write_text(json.dumps(facts, indent=1) + "\n")
         temporary.replace(options.json)

@@ -5,6 +5,7 @@
 // Weak: null under a torch without CUDA, so that one library loads under both. (A stable Stream's id() is no cudaStream_t.)
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
+#ifdef PYPOSEEXT_WITH_CUDA
 namespace pyposeext {
 
 void* current_cuda_stream(const Tensor& tensor) {
@@ -15,3 +16,4 @@ void* current_cuda_stream(const Tensor& tensor) {
 }
 
 }  // namespace pyposeext
+#endif

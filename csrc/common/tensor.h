@@ -78,20 +78,48 @@ inline Tensor empty_with_layout(std::vector<int64_t> sizes, ScalarType dtype, co
   return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
+// Whether the CUDA kernels compute with this tensor. In the build that emulates them for the tests they take all tensors.
+inline bool uses_cuda(const Tensor& tensor) {
+#ifdef PYPOSEEXT_EMULATE_CUDA
+  return (void)tensor, true;
+#else
+  return !tensor.is_cpu();
+#endif
+}
+
+#ifdef PYPOSEEXT_WITH_CUDA
 void* current_cuda_stream(const Tensor& tensor);
+
+// Makes the tensor's device current, and holds its current stream.
+class CudaScope {
+ public:
+#ifdef PYPOSEEXT_EMULATE_CUDA
+  explicit CudaScope(const Tensor&) : stream_(nullptr) {}
+#else
+  explicit CudaScope(const Tensor& tensor) : guard_(tensor.get_device_index()), stream_(current_cuda_stream(tensor)) {}
+#endif
+  void* stream() const { return stream_; }
+
+ private:
+#ifndef PYPOSEEXT_EMULATE_CUDA
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  void* stream_;
+};
+#endif
 
 }  // namespace pyposeext
 
 // Runs pyposeext::<backend>::name(arguments) where `tensor` lies, on its device and its current stream.
 #ifdef PYPOSEEXT_WITH_CUDA
-#define PYPOSEEXT_LAUNCH(name, tensor, arguments)                                         \
-  do {                                                                                    \
-    if ((tensor).is_cpu()) {                                                              \
-      ::pyposeext::cpu::name(arguments);                                                  \
-    } else {                                                                              \
-      torch::stable::accelerator::DeviceGuard guard((tensor).get_device_index());         \
-      ::pyposeext::cuda::name(arguments, ::pyposeext::current_cuda_stream(tensor));       \
-    }                                                                                     \
+#define PYPOSEEXT_LAUNCH(name, tensor, arguments)           \
+  do {                                                      \
+    if (::pyposeext::uses_cuda(tensor)) {                   \
+      const ::pyposeext::CudaScope scope(tensor);           \
+      ::pyposeext::cuda::name(arguments, scope.stream());   \
+    } else {                                                \
+      ::pyposeext::cpu::name(arguments);                    \
+    }                                                       \
   } while (false)
 #else
 #define PYPOSEEXT_LAUNCH(name, tensor, arguments) ::pyposeext::cpu::name(arguments)

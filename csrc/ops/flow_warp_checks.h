@@ -51,9 +51,9 @@ inline void launch_flow_warp_backward_input(FlowWarpArguments arguments, [[maybe
 #ifdef PYPOSEEXT_WITH_CUDA
   Tensor begin, order, cell;
   std::tuple<Tensor, Tensor> sorted;
-  if (!gradient.is_cpu()) {
-    torch::stable::accelerator::DeviceGuard guard(gradient.get_device_index());
-    void* stream = current_cuda_stream(gradient);
+  if (uses_cuda(gradient)) {
+    const CudaScope scope(gradient);
+    void* stream = scope.stream();
     const int64_t frames = arguments.batch * arguments.steps, pixels = arguments.height * arguments.width;
     begin = empty_with_layout({frames, flow_cell_count(arguments) + 1}, ScalarType::Int, gradient, false);
     order = empty_with_layout({frames, pixels}, ScalarType::Int, gradient, false);

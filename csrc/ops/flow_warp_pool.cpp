@@ -121,7 +121,7 @@ Tensor flow_warp_pool_backward_weight(const Tensor& gradient,             // [B,
   arguments.input = flow_maps(heatmaps);
   arguments.weight_gradient = out.mutable_data_ptr();
 #ifdef PYPOSEEXT_WITH_CUDA
-  if (!gradient.is_cpu()) {
+  if (uses_cuda(gradient)) {
     partial = empty_with_layout({cuda::flow_warp_weight_parts(arguments), arguments.steps, arguments.channels}, displacement.scalar_type(), gradient, false);
     arguments.partial = partial.mutable_data_ptr();
   }

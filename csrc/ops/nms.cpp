@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> run(const char* op, const Tensor& boxes, const Tensor
   arguments.kept = kept.mutable_data_ptr<int64_t>();
   arguments.count = count.mutable_data_ptr<int64_t>();
   Tensor mask, removed;
-  if (!boxes.is_cpu()) {
+  if (uses_cuda(boxes)) {
     const int64_t words = (n + 63) / 64;
     mask = empty_with_layout({n, words}, ScalarType::Long, boxes, false);
     removed = empty_with_layout({words}, ScalarType::Long, boxes, false);

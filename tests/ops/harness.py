@@ -182,7 +182,7 @@ def check_no_gradient(case: OpCase, device: str) -> None:
 
 
 def check_registration(case: OpCase, device: str) -> None:
-    """opcheck, the raw pybind11 kernel, fullgraph compilation and autocast agree with the plain call."""
+    """opcheck, the raw pybind11 kernel, fullgraph compilation, export and autocast agree with the plain call."""
     from pyposeext import _C
 
     arguments = case.arguments(0, "small", torch.float32, "contiguous", device)
@@ -196,9 +196,37 @@ def check_registration(case: OpCase, device: str) -> None:
     for have, want in zip(tensors_of(compiled(*arguments)), expected, strict=True):
         assert torch.equal(have, want)
     torch._dynamo.reset()
+    exported = torch.export.export(_Module(case.function, arguments), tuple(_tensors_in(arguments)))
+    for have, want in zip(tensors_of(exported.module()(*_tensors_in(arguments))), expected, strict=True):
+        assert torch.equal(have, want)
     with torch.autocast(device, dtype=torch.bfloat16):
         for have, want in zip(tensors_of(case.function(*arguments)), expected, strict=True):
             assert torch.equal(have, want)
+
+
+def _tensors_in(arguments: Sequence[Any]) -> list[Any]:
+    """The arguments that a graph takes: tensors and lists of tensors. The others are constants of it."""
+    return [value for value in arguments if _is_data(value)]
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, list) and all(isinstance(part, Tensor) for part in value))
+
+
+class _Module(torch.nn.Module):
+    """An op as torch.export takes it: a module whose inputs are tensors, with the constants in place."""
+
+    def __init__(self, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.constants = [None if _is_data(value) else value for value in arguments]
+        self.places = [i for i, value in enumerate(arguments) if _is_data(value)]
+
+    def forward(self, *tensors: Any) -> Any:
+        arguments = list(self.constants)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            arguments[place] = tensor
+        return self.function(*arguments)
 
 
 def check_determinism(case: OpCase, device: str) -> None:
