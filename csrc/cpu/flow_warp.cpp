@@ -42,30 +42,40 @@ void for_tasks(const FlowWarpArguments& a, const ChannelGroups& groups, int64_t 
   });
 }
 
-// The first `lanes` channels of a group at one pixel.
+// A tile of `lanes` channels.
 template <typename E, typename A>
-Vector<A> warp_pixel(const FlowSource<E, A>& source, const FlowTaps<A>& taps, int64_t entry, int64_t lanes) {
-  const E* corner = source.corner(entry);
-  Vector<A> sum = {};
-  const bool whole = (taps.flags[entry] & taps.kWhole) != 0;
-  for (int k = 0; k < 4; ++k) {
-    const A weight = taps.weight[k][entry];
-    if (whole || weight != A(0)) sum = multiply_add(broadcast(weight), load_row(corner + source.step[k], 1, lanes), sum);
+void warp_tile(const FlowSource<E, A>& source, const FlowTaps<A>& taps, const Integer<A>* place, int64_t lanes, Vector<A>* tile) {
+  for (int64_t i = 0; i < taps.count; ++i) {
+    const E* corner = source.data + place[i] * source.pitch;
+    Vector<A> sum = {};
+    for (int k = 0; k < 4; ++k) sum = multiply_add(broadcast(taps.weight[k][i]), load_row(corner + source.step[k], 1, lanes), sum);
+    tile[i] = sum;
   }
-  return sum;
+}
+
+// The same where not all corners are read.
+template <typename E, typename A>
+void warp_tile_at_edges(const FlowSource<E, A>& source, const FlowTaps<A>& taps, const Integer<A>* place, int64_t lanes, Vector<A>* tile) {
+  for (int64_t i = 0; i < taps.count; ++i) {
+    tile[i] = Vector<A>{};
+    for (int k = 0; k < 4; ++k) {
+      const A weight = taps.weight[k][i];
+      if (weight == A(0)) continue;
+      tile[i] = multiply_add(broadcast(weight), load_row(source.data + place[i] * source.pitch + source.step[k], 1, lanes), tile[i]);
+    }
+  }
 }
 
 // One channel of a vector of pixels.
 template <typename A>
-Vector<A> warp_pixels(const FlowSource<A, A>& source, const FlowTaps<A>& taps, int64_t entry) {
+Vector<A> warp_pixels(const FlowSource<A, A>& source, const FlowTaps<A>& taps, const Integer<A>* places) {
   Vector<Integer<A>> place;
-  std::memcpy(&place, source.place + entry, sizeof place);
-  place = (place - Integer<A>(source.origin)) * Integer<A>(source.pitch);
+  std::memcpy(&place, places, sizeof place);
+  place *= Integer<A>(source.pitch);
   Vector<A> sum = {};
   for (int k = 0; k < 4; ++k) {
-    const Vector<A> weight = load_vector(taps.weight[k] + entry);
-    const auto read = weight != A(0);
-    sum = multiply_add(weight, gather(source.data, place + Integer<A>(source.step[k]), read), sum);
+    const Vector<A> weight = load_vector(taps.weight[k]);
+    sum = multiply_add(weight, gather(source.data + source.step[k], place, weight != A(0)), sum);
   }
   return sum;
 }
@@ -77,48 +87,50 @@ class Warper {
  public:
   template <typename Receiver>
   void run(const FlowWarpArguments& a, const ChannelGroups& groups, const FlowTask& task, int64_t s, Receiver& receive) {
-    const FlowRows rows{task.b, s, task.first, task.last};
+    block_.fill(a, {task.b, s, task.first, task.last});
     const bool direct = reads_directly(a);
-    taps_.fill(a, rows);
     for (int64_t index = task.first_group; index < task.last_group; ++index) {
       const ChannelGroup group = groups.at(index);
       receive.begin(index, group, s);
       if (groups.is_single(group))
-        pixels(a, rows, window_.template copy<T>(a, rows, taps_, group), receive);
+        pixels(a, window_.template copy<T>(a, block_, group), receive);
       else if (!direct)
-        tiles(a, rows, window_.template copy<T>(a, rows, taps_, group), kWidth<A>, receive);
+        tiles(a, window_.template copy<T>(a, block_, group), kWidth<A>, receive);
       else
-        tiles(a, rows, window_.template direct<T>(a, rows, taps_, group.first), group.count, receive);
+        tiles(a, window_.template direct<T>(a, block_, group.first), group.count, receive);
       receive.end(s);
     }
   }
 
  private:
   using A = Accumulate<T>;
-  FlowTaps<A> taps_;
+  FlowBlock<A> block_;
   FlowWindow<A> window_;
 
   template <typename E, typename Receiver>
-  void tiles(const FlowWarpArguments& a, const FlowRows& rows, const FlowSource<E, A>& source, int64_t lanes, Receiver& receive) {
-    for (int64_t y = rows.first; y < rows.last; ++y) {
-      for (int64_t x = 0; x < a.width; x += kWidth<A>) {
-        const int64_t entry = (y - rows.first) * taps_.pitch + x, count = lanes_at<A>(x, a.width);
+  void tiles(const FlowWarpArguments& a, const FlowSource<E, A>& source, int64_t lanes, Receiver& receive) {
+    for (int64_t y = block_.rows.first, vector = 0; y < block_.rows.last; ++y) {
+      for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
+        const FlowTaps<A>& taps = block_.taps()[vector];
+        const Integer<A>* place = source.places(taps, vector);
         Vector<A> tile[kWidth<A>];
-        if (lanes == kWidth<A>)
-          for (int64_t i = 0; i < count; ++i) tile[i] = warp_pixel(source, taps_, entry + i, kWidth<A>);
+        if (!taps.all_whole)
+          warp_tile_at_edges(source, taps, place, lanes, tile);
+        else if (lanes == kWidth<A>)
+          warp_tile(source, taps, place, kWidth<A>, tile);
         else
-          for (int64_t i = 0; i < count; ++i) tile[i] = warp_pixel(source, taps_, entry + i, lanes);
-        receive.tile(y, x, entry, count, tile);
+          warp_tile(source, taps, place, lanes, tile);
+        receive.tile(y, x, vector, taps.count, tile);
       }
     }
   }
 
   template <typename Receiver>
-  void pixels(const FlowWarpArguments& a, const FlowRows& rows, const FlowSource<A, A>& source, Receiver& receive) {
-    for (int64_t y = rows.first; y < rows.last; ++y) {
-      for (int64_t x = 0; x < a.width; x += kWidth<A>) {
-        const int64_t entry = (y - rows.first) * taps_.pitch + x;
-        receive.pixels(y, x, entry, lanes_at<A>(x, a.width), warp_pixels(source, taps_, entry));
+  void pixels(const FlowWarpArguments& a, const FlowSource<A, A>& source, Receiver& receive) {
+    for (int64_t y = block_.rows.first, vector = 0; y < block_.rows.last; ++y) {
+      for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
+        const FlowTaps<A>& taps = block_.taps()[vector];
+        receive.pixels(y, x, vector, taps.count, warp_pixels(source, taps, source.places(taps, vector)));
       }
     }
   }
@@ -185,26 +197,32 @@ struct PoolReceiver {
     weight = groups.is_single(group) ? broadcast(weights(s)[group.first]) : load_row(weights(s) + group.first, 1, group.count);
   }
   void end(int64_t) {}
-  void tile(int64_t, int64_t, int64_t entry, int64_t count, const Vector<A>* values) {
-    for (int64_t i = 0; i < count; ++i) sum[entry + i] = multiply_add(weight, values[i], sum[entry + i]);
+  void tile(int64_t, int64_t, int64_t vector, int64_t count, const Vector<A>* values) {
+    Vector<A>* to = sum + vector * kWidth<A>;
+    for (int64_t i = 0; i < count; ++i) to[i] = multiply_add(weight, values[i], to[i]);
   }
-  void pixels(int64_t, int64_t, int64_t entry, int64_t, Vector<A> values) {
-    sum[entry / kWidth<A>] = multiply_add(weight, values, sum[entry / kWidth<A>]);
-  }
+  void pixels(int64_t, int64_t, int64_t vector, int64_t, Vector<A> values) { sum[vector] = multiply_add(weight, values, sum[vector]); }
   void finish() {
     WarpReceiver<T> store{a, task.b};
     for (int64_t index = task.first_group; index < task.last_group; ++index) {
       store.begin(index, groups.at(index), 0);
       Vector<A>* values = sums + (index - task.first_group) * entries;
-      for (int64_t y = task.first; y < task.last; ++y) {
-        for (int64_t x = 0; x < a.width; x += kWidth<A>) {
-          const int64_t entry = (y - task.first) * padded_width<A>(a.width) + x, count = lanes_at<A>(x, a.width);
-          groups.is_single(store.group) ? store.pixels(y, x, entry, count, values[entry / kWidth<A>]) : store.tile(y, x, entry, count, values + entry);
+      for (int64_t y = task.first, vector = 0; y < task.last; ++y) {
+        for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
+          const int64_t count = lanes_at<A>(x, a.width);
+          groups.is_single(store.group) ? store.pixels(y, x, vector, count, values[vector])
+                                        : store.tile(y, x, vector, count, values + vector * kWidth<A>);
         }
       }
     }
   }
 };
+
+// Vectors of a group of channels in a task: one per pixel, rows filled up to whole vectors of pixels.
+template <typename A>
+int64_t entries_of(const FlowWarpArguments& a, const FlowTask& task) {
+  return (task.last - task.first) * ((a.width + kWidth<A> - 1) / kWidth<A>) * kWidth<A>;
+}
 
 template <typename T>
 struct PoolScratch {
@@ -216,7 +234,7 @@ template <typename T>
 void pool_forward(const FlowWarpArguments& a) {
   const ChannelGroups groups{a.channels, kWidth<Accumulate<T>>, reads_directly(a)};
   for_tasks<PoolScratch<T>>(a, groups, kBlockPixels, [&](PoolScratch<T>& scratch, const FlowTask& task) {
-    const int64_t entries = (task.last - task.first) * padded_width<Accumulate<T>>(a.width);
+    const int64_t entries = entries_of<Accumulate<T>>(a, task);
     PoolReceiver<T> receive{a, groups, task, scratch.vectors.reserve((task.last_group - task.first_group) * entries), entries};
     receive.clear();
     for (int64_t s = 0; s < a.steps; ++s) scratch.warper.run(a, groups, task, s, receive);
@@ -242,15 +260,15 @@ struct WeightReceiver {
     for (int64_t index = task.first_group; index < task.last_group; ++index) {
       const ChannelGroup g = groups.at(index);
       const T* from = frame_of<const T>(a.gradient, task.b, 0, g.first);
-      for (int64_t y = task.first; y < task.last; ++y) {
-        for (int64_t x = 0; x < a.width; x += kWidth<A>) {
-          const int64_t count = lanes_at<A>(x, a.width), entry = (y - task.first) * padded_width<A>(a.width) + x;
+      Vector<A>* to = gradients + (index - task.first_group) * entries;
+      for (int64_t y = task.first, vector = 0; y < task.last; ++y) {
+        for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
           const T* at = from + y * a.gradient.row + x * a.gradient.column;
-          Vector<A>* to = gradients + (index - task.first_group) * entries;
+          const int64_t count = lanes_at<A>(x, a.width);
           if (groups.is_single(g))
-            to[entry / kWidth<A>] = load_row(at, a.gradient.column, count);
+            to[vector] = load_row(at, a.gradient.column, count);
           else
-            load_tile(a.gradient, at, g.count, count, to + entry);
+            load_tile(a.gradient, at, g.count, count, to + vector * kWidth<A>);
         }
       }
     }
@@ -260,17 +278,16 @@ struct WeightReceiver {
     gradient = gradients + (index - task.first_group) * entries;
     total = Vector<A>{};
   }
-  void tile(int64_t, int64_t, int64_t entry, int64_t count, const Vector<A>* values) {
+  void tile(int64_t, int64_t, int64_t vector, int64_t count, const Vector<A>* values) {
+    const Vector<A>* factor = gradient + vector * kWidth<A>;
     Vector<A> even = {}, odd = {};  // two sums, which do not wait for each other
     for (int64_t i = 0; i < count; ++i) {
       Vector<A>& sum = i % 2 ? odd : even;
-      sum = multiply_add(gradient[entry + i], values[i], sum);
+      sum = multiply_add(factor[i], values[i], sum);
     }
     total += even + odd;
   }
-  void pixels(int64_t, int64_t, int64_t entry, int64_t, Vector<A> values) {
-    total = multiply_add(gradient[entry / kWidth<A>], values, total);
-  }
+  void pixels(int64_t, int64_t, int64_t vector, int64_t, Vector<A> values) { total = multiply_add(gradient[vector], values, total); }
   void end(int64_t s) {
     if (groups.is_single(group))
       partial[s * a.channels + group.first] = sum_of(total);
@@ -286,7 +303,7 @@ void backward_weight(const FlowWarpArguments& a) {
   const int64_t numbers = a.steps * a.channels;
   std::vector<A> partial(size_t(task_count(a, groups, kBlockPixels) * numbers), A(0));
   for_tasks<PoolScratch<T>>(a, groups, kBlockPixels, [&](PoolScratch<T>& scratch, const FlowTask& task) {
-    const int64_t entries = (task.last - task.first) * padded_width<A>(a.width);
+    const int64_t entries = entries_of<A>(a, task);
     Vector<A>* gradients = scratch.vectors.reserve((task.last_group - task.first_group) * entries);
     WeightReceiver<T> receive{a, groups, task, gradients, entries, partial.data() + task.index * numbers};
     receive.load_gradients();

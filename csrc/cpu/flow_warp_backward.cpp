@@ -42,39 +42,22 @@ struct Band {
   int64_t width;
   static constexpr int64_t kStride = kWidth<A> < 4 ? 1 : kWidth<A> / 4;
 
-  // Whether corner k of the entry lies in these rows.
-  bool holds(const FlowTaps<A>& taps, int64_t entry, int k) const {
-    const int64_t pixel = taps.pixel[entry] + k / 2 * width + k % 2;
-    return taps.weight[k][entry] != A(0) && pixel >= rows.first * width && pixel < rows.last * width;
-  }
-  bool holds_all(const FlowTaps<A>& taps) const { return taps.first_row >= rows.first && taps.last_row <= rows.last; }
-
-  // sums: [rows, W], of kWidth channels each.
-  void add_tile(const FlowTaps<A>& taps, int64_t entry, int64_t count, const Vector<A>* gradient, Vector<A>* sums) const {
-    const int64_t step[4] = {0, 1, width, width + 1};
-    const bool inner = holds_all(taps);
-    for (int64_t start = 0; start < kStride; ++start) {
-      for (int64_t i = start; i < count; i += kStride) {
-        Vector<A>* corner = sums + (taps.pixel[entry + i] - rows.first * width);
-        const bool whole = inner && (taps.flags[entry + i] & taps.kWhole);
-        for (int k = 0; k < 4; ++k)
-          if (whole || holds(taps, entry + i, k)) corner[step[k]] = multiply_add(broadcast(taps.weight[k][entry + i]), gradient[i], corner[step[k]]);
-      }
-    }
+  // Whether corner k of lane i lies in these rows.
+  bool holds(const FlowTaps<A>& taps, int64_t i, int k) const {
+    const int64_t pixel = taps.pixel[i] + k / 2 * width + k % 2;
+    return taps.weight[k][i] != A(0) && pixel >= rows.first * width && pixel < rows.last * width;
   }
 
-  // sums: [rows, W], of one channel.
-  void add_pixels(const FlowTaps<A>& taps, int64_t entry, int64_t count, Vector<A> gradient, A* sums) const {
+  // sums: [rows, W], of one channel each, or of kWidth.
+  template <typename V>
+  void add(const FlowTaps<A>& taps, bool whole, const V* gradient, V* sums) const {
     const int64_t step[4] = {0, 1, width, width + 1};
-    const bool inner = holds_all(taps);
-    A value[kWidth<A>];
-    store_vector(gradient, value);
+    sums -= rows.first * width;
     for (int64_t start = 0; start < kStride; ++start) {
-      for (int64_t i = start; i < count; i += kStride) {
-        A* corner = sums + (taps.pixel[entry + i] - rows.first * width);
-        const bool whole = inner && (taps.flags[entry + i] & taps.kWhole);
+      for (int64_t i = start; i < taps.count; i += kStride) {
+        V* corner = sums + taps.pixel[i];
         for (int k = 0; k < 4; ++k)
-          if (whole || holds(taps, entry + i, k)) corner[step[k]] = multiply_add(taps.weight[k][entry + i], value[i], corner[step[k]]);
+          if (whole || holds(taps, i, k)) corner[step[k]] = multiply_add(V{} + taps.weight[k][i], gradient[i], corner[step[k]]);
       }
     }
   }
@@ -100,34 +83,45 @@ class InputGradient {
     for (int64_t first = 0; first < a.height; first += block_rows, reach += reach != nullptr) {
       if (reach != nullptr && (reach->last <= rows.first || reach->first >= rows.last)) continue;
       const FlowRows block{b, s, first, first + block_rows < a.height ? first + block_rows : a.height};
-      taps_.fill(a, block);
+      block_.fill(a, block);
       for (int64_t index = slice.first; index < slice.last; ++index)
-        add_block(a, block, band, groups.at(index), groups.is_single(groups.at(index)), sums + (index - slice.first) * size_);
+        add_block(a, band, groups.at(index), groups.is_single(groups.at(index)), sums + (index - slice.first) * size_);
     }
     for (int64_t index = slice.first; index < slice.last; ++index)
       store_group(a, groups, b, s, rows, groups.at(index), sums + (index - slice.first) * size_);
   }
 
  private:
-  FlowTaps<A> taps_;
+  FlowBlock<A> block_;
   AlignedArray<Vector<A>> sums_;
   int64_t size_ = 0;
 
-  void add_block(const FlowWarpArguments& a, const FlowRows& block, const Band<A>& band, const ChannelGroup& group, bool single, Vector<A>* sums) {
-    const T* gradient = frame_of<const T>(a.gradient, block.b, block.s, group.first);
-    for (int64_t y = block.first; y < block.last; ++y) {
-      for (int64_t x = 0; x < a.width; x += kWidth<A>) {
-        const int64_t entry = (y - block.first) * taps_.pitch + x, count = lanes_at<A>(x, a.width);
+  void add_block(const FlowWarpArguments& a, const Band<A>& band, const ChannelGroup& group, bool single, Vector<A>* sums) {
+    const FlowRows rows = block_.rows;
+    const bool inner = block_.first_row >= band.rows.first && block_.last_row <= band.rows.last;
+    const T* gradient = frame_of<const T>(a.gradient, rows.b, rows.s, group.first);
+    const FlowTaps<A>* taps = block_.taps();
+    for (int64_t y = rows.first; y < rows.last; ++y) {
+      for (int64_t x = 0; x < a.width; x += kWidth<A>, ++taps) {
         const T* from = gradient + y * a.gradient.row + x * a.gradient.column;
+        Vector<A> tile[kWidth<A>];
         if (single) {
-          band.add_pixels(taps_, entry, count, load_row(from, a.gradient.column, count), reinterpret_cast<A*>(sums));
+          tile[0] = load_row(from, a.gradient.column, taps->count);
+          add_tile(band, *taps, inner, reinterpret_cast<const A*>(tile), reinterpret_cast<A*>(sums));
         } else {
-          Vector<A> tile[kWidth<A>];
-          load_tile(a.gradient, from, group.count, count, tile);
-          band.add_tile(taps_, entry, count, tile, sums);
+          load_tile(a.gradient, from, group.count, taps->count, tile);
+          add_tile(band, *taps, inner, tile, sums);
         }
       }
     }
+  }
+
+  template <typename V>
+  static void add_tile(const Band<A>& band, const FlowTaps<A>& taps, bool inner, const V* gradient, V* sums) {
+    if (inner && taps.all_whole)
+      band.add(taps, true, gradient, sums);
+    else
+      band.add(taps, false, gradient, sums);
   }
 
   static void store_group(const FlowWarpArguments& a, const ChannelGroups& groups, int64_t b, int64_t s, Span rows, const ChannelGroup& group,
@@ -156,11 +150,11 @@ std::vector<Span> reach_of_blocks(const FlowWarpArguments& a) {
   const int64_t rows = rows_of(a, kBlockPixels), blocks = (a.height + rows - 1) / rows;
   std::vector<Span> reach(size_t(a.batch * a.steps * blocks));
   parallel_for(0, int64_t(reach.size()), 1, [&](int64_t from, int64_t to) {
-    FlowTaps<A> taps;
+    FlowBlock<A> samples;
     for (int64_t i = from; i < to; ++i) {
       const Span block = span_of(i % blocks, rows, a.height);
-      taps.fill(a, {i / blocks / a.steps, i / blocks % a.steps, block.first, block.last});
-      reach[size_t(i)] = {taps.first_row, taps.last_row};
+      samples.fill(a, {i / blocks / a.steps, i / blocks % a.steps, block.first, block.last});
+      reach[size_t(i)] = {samples.first_row, samples.last_row};
     }
   });
   return reach;
@@ -187,44 +181,49 @@ void backward_input(const FlowWarpArguments& a) {
   });
 }
 
-// What one pixel's channels add to dx and dy.
+// What the channels of a tile add to dx and dy where all corners are read.
 template <typename E, typename A>
-void flow_products(const FlowSource<E, A>& source, const FlowTaps<A>& taps, int64_t entry, int64_t lanes, Vector<A> gradient, Vector<A>* dx,
-                   Vector<A>* dy) {
-  const E* corner = source.corner(entry);
-  const A fraction_y = taps.fraction_y[entry], fraction_x = taps.fraction_x[entry];
-  if (taps.flags[entry] & taps.kWhole) {
+void flow_products(const FlowSource<E, A>& source, const FlowTaps<A>& taps, const Integer<A>* place, int64_t lanes, const Vector<A>* gradient,
+                   Vector<A>* dx, Vector<A>* dy) {
+  for (int64_t i = 0; i < taps.count; ++i) {
+    const E* corner = source.data + place[i] * source.pitch;
     Vector<A> value[4];
     for (int k = 0; k < 4; ++k) value[k] = load_row(corner + source.step[k], 1, lanes);
-    const Vector<A> y = broadcast(fraction_y), x = broadcast(fraction_x), top = value[1] - value[0], left = value[2] - value[0];
-    *dx = gradient * multiply_add(y, value[3] - value[2], multiply_add(-y, top, top));
-    *dy = gradient * multiply_add(x, value[3] - value[1], multiply_add(-x, left, left));
-    return;
+    const Vector<A> y = broadcast(taps.fraction_y[i]), x = broadcast(taps.fraction_x[i]), top = value[1] - value[0], left = value[2] - value[0];
+    dx[i] = gradient[i] * multiply_add(y, value[3] - value[2], multiply_add(-y, top, top));
+    dy[i] = gradient[i] * multiply_add(x, value[3] - value[1], multiply_add(-x, left, left));
   }
-  *dx = *dy = Vector<A>{};
-  for (int k = 0; k < 4; ++k) {
-    if ((taps.flags[entry] >> k & 1) == 0) continue;
-    const FlowSlopes<A> slopes = flow_slopes(fraction_y, fraction_x, k);
-    const Vector<A> product = gradient * load_row(corner + source.step[k], 1, lanes);
-    if (slopes.along_x != A(0)) *dx = multiply_add(broadcast(slopes.along_x), product, *dx);
-    if (slopes.along_y != A(0)) *dy = multiply_add(broadcast(slopes.along_y), product, *dy);
+}
+
+// The same where they are not.
+template <typename E, typename A>
+void flow_products_at_edges(const FlowSource<E, A>& source, const FlowTaps<A>& taps, const Integer<A>* place, int64_t lanes,
+                            const Vector<A>* gradient, Vector<A>* dx, Vector<A>* dy) {
+  for (int64_t i = 0; i < taps.count; ++i) {
+    dx[i] = dy[i] = Vector<A>{};
+    for (int k = 0; k < 4; ++k) {
+      if ((taps.flags[i] >> k & 1) == 0) continue;
+      const FlowSlopes<A> slopes = flow_slopes(taps.fraction_y[i], taps.fraction_x[i], k);
+      const Vector<A> product = gradient[i] * load_row(source.data + place[i] * source.pitch + source.step[k], 1, lanes);
+      if (slopes.along_x != A(0)) dx[i] = multiply_add(broadcast(slopes.along_x), product, dx[i]);
+      if (slopes.along_y != A(0)) dy[i] = multiply_add(broadcast(slopes.along_y), product, dy[i]);
+    }
   }
 }
 
 // The same of one channel of a vector of pixels.
 template <typename A>
-void flow_products_of_pixels(const FlowSource<A, A>& source, const FlowTaps<A>& taps, int64_t entry, Vector<A> gradient, Vector<A>* dx,
+void flow_products_of_pixels(const FlowSource<A, A>& source, const FlowTaps<A>& taps, const Integer<A>* places, Vector<A> gradient, Vector<A>* dx,
                              Vector<A>* dy) {
   using I = Vector<Integer<A>>;
   I place, flags;
-  std::memcpy(&place, source.place + entry, sizeof place);
-  std::memcpy(&flags, taps.flags + entry, sizeof flags);
-  place = (place - Integer<A>(source.origin)) * Integer<A>(source.pitch);
-  const Vector<A> y = load_vector(taps.fraction_y + entry), x = load_vector(taps.fraction_x + entry);
+  std::memcpy(&place, places, sizeof place);
+  std::memcpy(&flags, taps.flags, sizeof flags);
+  place *= Integer<A>(source.pitch);
+  const Vector<A> y = load_vector(taps.fraction_y), x = load_vector(taps.fraction_x);
   const Vector<A> along_x[2] = {A(1) - y, y}, along_y[2] = {A(1) - x, x};
-  *dx = *dy = Vector<A>{};
   for (int k = 0; k < 4; ++k) {
-    const Vector<A> product = gradient * gather(source.data, place + Integer<A>(source.step[k]), (flags & (1 << k)) != 0);
+    const Vector<A> product = gradient * gather(source.data + source.step[k], place, (flags & (1 << k)) != 0);
     const Vector<A> of_x = along_x[k / 2] * product, of_y = along_y[k % 2] * product;
     *dx += along_x[k / 2] != A(0) ? (k % 2 ? of_x : -of_x) : Vector<A>{};
     *dy += along_y[k % 2] != A(0) ? (k / 2 ? of_y : -of_y) : Vector<A>{};
@@ -238,67 +237,64 @@ class FlowGradient {
   using A = Accumulate<T>;
 
   void run(const FlowWarpArguments& a, const ChannelGroups& groups, const FlowRows& rows) {
-    taps_.fill(a, rows);
-    const int64_t vectors = rows.count() * taps_.pitch / kWidth<A>;
-    dx_ = sums_.reserve(2 * vectors);
-    dy_ = dx_ + vectors;
-    for (int64_t i = 0; i < 2 * vectors; ++i) dx_[i] = Vector<A>{};
+    block_.fill(a, rows);
+    dx_ = sums_.reserve(2 * block_.vectors());
+    dy_ = dx_ + block_.vectors();
+    for (int64_t i = 0; i < 2 * block_.vectors(); ++i) dx_[i] = Vector<A>{};
     const bool direct = reads_directly(a);
     for (int64_t index = 0; index < groups.count(); ++index) {
       const ChannelGroup group = groups.at(index);
       const Vector<A> scale = scale_of<A>(a, groups, group, rows.s);
       if (groups.is_single(group))
-        add_pixels(a, rows, group, window_.template copy<T>(a, rows, taps_, group), scale);
+        add_pixels(a, group, window_.template copy<T>(a, block_, group), scale);
       else if (direct)
-        add_tiles(a, rows, group, window_.template direct<T>(a, rows, taps_, group.first), group.count, scale);
+        add_tiles(a, group, window_.template direct<T>(a, block_, group.first), group.count, scale);
       else
-        add_tiles(a, rows, group, window_.template copy<T>(a, rows, taps_, group), kWidth<A>, scale);
+        add_tiles(a, group, window_.template copy<T>(a, block_, group), kWidth<A>, scale);
     }
-    store_sums(a, rows);
+    store_sums(a);
   }
 
  private:
-  FlowTaps<A> taps_;
+  FlowBlock<A> block_;
   FlowWindow<A> window_;
   AlignedArray<Vector<A>> sums_;
   Vector<A>*dx_ = nullptr, *dy_ = nullptr;
 
   template <typename E>
-  void add_tiles(const FlowWarpArguments& a, const FlowRows& rows, const ChannelGroup& group, const FlowSource<E, A>& source, int64_t lanes,
-                 Vector<A> scale) {
-    const T* gradient = frame_of<const T>(a.gradient, rows.b, rows.s, group.first);
-    for (int64_t y = rows.first; y < rows.last; ++y) {
-      for (int64_t x = 0; x < a.width; x += kWidth<A>) {
-        const int64_t entry = (y - rows.first) * taps_.pitch + x, count = lanes_at<A>(x, a.width);
-        Vector<A> tile[kWidth<A>], dx[kWidth<A>] = {}, dy[kWidth<A>] = {};
-        load_tile(a.gradient, gradient + y * a.gradient.row + x * a.gradient.column, group.count, count, tile);
-        for (int64_t i = 0; i < count; ++i) {
-          if (lanes == kWidth<A>)
-            flow_products(source, taps_, entry + i, kWidth<A>, scale * tile[i], dx + i, dy + i);
-          else
-            flow_products(source, taps_, entry + i, lanes, scale * tile[i], dx + i, dy + i);
-        }
-        dx_[entry / kWidth<A>] += sum_of_channels(dx);
-        dy_[entry / kWidth<A>] += sum_of_channels(dy);
+  void add_tiles(const FlowWarpArguments& a, const ChannelGroup& group, const FlowSource<E, A>& source, int64_t lanes, Vector<A> scale) {
+    const T* gradient = frame_of<const T>(a.gradient, block_.rows.b, block_.rows.s, group.first);
+    for (int64_t y = block_.rows.first, vector = 0; y < block_.rows.last; ++y) {
+      for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
+        const FlowTaps<A>& taps = block_.taps()[vector];
+        const Integer<A>* place = source.places(taps, vector);
+        Vector<A> tile[kWidth<A>], dx[kWidth<A>], dy[kWidth<A>];
+        load_tile(a.gradient, gradient + y * a.gradient.row + x * a.gradient.column, group.count, taps.count, tile);
+        for (int64_t i = 0; i < taps.count; ++i) tile[i] *= scale;
+        if (!taps.all_whole)
+          flow_products_at_edges(source, taps, place, lanes, tile, dx, dy);
+        else if (lanes == kWidth<A>)
+          flow_products(source, taps, place, kWidth<A>, tile, dx, dy);
+        else
+          flow_products(source, taps, place, lanes, tile, dx, dy);
+        dx_[vector] += sum_of_channels(dx);
+        dy_[vector] += sum_of_channels(dy);
       }
     }
   }
 
-  void add_pixels(const FlowWarpArguments& a, const FlowRows& rows, const ChannelGroup& group, const FlowSource<A, A>& source, Vector<A> scale) {
-    const T* gradient = frame_of<const T>(a.gradient, rows.b, rows.s, group.first);
-    for (int64_t y = rows.first; y < rows.last; ++y) {
-      for (int64_t x = 0; x < a.width; x += kWidth<A>) {
-        const int64_t entry = (y - rows.first) * taps_.pitch + x, count = lanes_at<A>(x, a.width);
-        const Vector<A> value = load_row(gradient + y * a.gradient.row + x * a.gradient.column, a.gradient.column, count);
-        Vector<A> dx, dy;
-        flow_products_of_pixels(source, taps_, entry, scale * value, &dx, &dy);
-        dx_[entry / kWidth<A>] += dx;
-        dy_[entry / kWidth<A>] += dy;
+  void add_pixels(const FlowWarpArguments& a, const ChannelGroup& group, const FlowSource<A, A>& source, Vector<A> scale) {
+    const T* gradient = frame_of<const T>(a.gradient, block_.rows.b, block_.rows.s, group.first);
+    for (int64_t y = block_.rows.first, vector = 0; y < block_.rows.last; ++y) {
+      for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
+        const FlowTaps<A>& taps = block_.taps()[vector];
+        const Vector<A> value = load_row(gradient + y * a.gradient.row + x * a.gradient.column, a.gradient.column, taps.count);
+        flow_products_of_pixels(source, taps, source.places(taps, vector), scale * value, dx_ + vector, dy_ + vector);
       }
     }
   }
 
-  // One number per pixel, as a vector of pixels.
+  // One number per pixel, as a vector of pixels. Those that a row does not have are any numbers.
   static Vector<A> sum_of_channels(Vector<A>* tile) {
     transpose(tile);
     for (int64_t step = kWidth<A> / 2; step > 0; step /= 2)
@@ -306,16 +302,14 @@ class FlowGradient {
     return tile[0];
   }
 
-  void store_sums(const FlowWarpArguments& a, const FlowRows& rows) {
-    A* out = frame_of<A>(a.out, rows.b, rows.s, 0);
-    for (int64_t y = rows.first; y < rows.last; ++y) {
-      for (int64_t x = 0; x < a.width; x += kWidth<A>) {
-        const int64_t entry = (y - rows.first) * taps_.pitch + x, count = lanes_at<A>(x, a.width);
+  void store_sums(const FlowWarpArguments& a) {
+    A* out = frame_of<A>(a.out, block_.rows.b, block_.rows.s, 0);
+    for (int64_t y = block_.rows.first, vector = 0; y < block_.rows.last; ++y) {
+      for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
+        const FlowTaps<A>& taps = block_.taps()[vector];
         A* to = out + y * a.out.row + x * a.out.column;
-        const Vector<A> dx = load_vector(taps_.slope_x + entry) != A(0) ? dx_[entry / kWidth<A>] : Vector<A>{};
-        const Vector<A> dy = load_vector(taps_.slope_y + entry) != A(0) ? dy_[entry / kWidth<A>] : Vector<A>{};
-        store_row(dx, to, a.out.column, count);
-        store_row(dy, to + a.out.channel, a.out.column, count);
+        store_row(load_vector(taps.slope_x) != A(0) ? dx_[vector] : Vector<A>{}, to, a.out.column, taps.count);
+        store_row(load_vector(taps.slope_y) != A(0) ? dy_[vector] : Vector<A>{}, to + a.out.channel, a.out.column, taps.count);
       }
     }
   }

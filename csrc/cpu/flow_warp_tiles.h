@@ -53,11 +53,6 @@ T* frame_of(const FlowMaps& maps, int64_t b, int64_t s, int64_t c) {
   return static_cast<T*>(maps.data) + b * maps.batch + s * maps.step + c * maps.channel;
 }
 
-template <typename A>
-int64_t padded_width(int64_t width) {
-  return (width + kWidth<A> - 1) / kWidth<A> * kWidth<A>;
-}
-
 // How many pixels of a row are left for a vector that starts at x.
 template <typename A>
 int64_t lanes_at(int64_t x, int64_t width) {
@@ -134,32 +129,45 @@ VectorAxis<A> vector_axis(Vector<A> position, A size, bool border) {
   return {low, inside ? position - low : Vector<A>{}, slope, inside};
 }
 
-// Where the pixels of some rows sample the map. Pixel x of the i-th row has entry i * pitch + x.
+// Where a vector of neighbouring pixels samples the map.
 template <typename A>
-class FlowTaps {
- public:
+struct alignas(kVectorBytes) FlowTaps {
   static constexpr Integer<A> kWhole = 16;
-  int64_t pitch, first_row, last_row;  // the samples lie in rows [first_row, last_row) of the map, if in any
-  Integer<A>* pixel;  // low_y * W + low_x; corner k is k / 2 rows and k % 2 pixels further
-  Integer<A>* flags;  // bit k: corner k lies in the map; kWhole: no weight is 0
-  A* weight[4];       // 0 of a corner outside the map
-  A *fraction_y, *fraction_x, *slope_y, *slope_x;
+  Integer<A> pixel[kWidth<A>];  // low_y * W + low_x; corner k is k / 2 rows and k % 2 pixels further
+  Integer<A> flags[kWidth<A>];  // bit k: corner k lies in the map; kWhole: no weight is 0
+  A weight[4][kWidth<A>];       // 0 of a corner outside the map
+  A fraction_y[kWidth<A>], fraction_x[kWidth<A>], slope_y[kWidth<A>], slope_x[kWidth<A>];
+  int64_t count;   // pixels of the row that there are
+  bool all_whole;  // kWhole holds for all of them
+};
 
-  void fill(const FlowWarpArguments& a, const FlowRows& rows) {
-    pitch = padded_width<A>(a.width);
-    reserve(rows.count() * pitch);
+// The taps of some rows: those of pixel x of the i-th row are in vector (i * row_vectors + x / kWidth).
+template <typename A>
+class FlowBlock {
+ public:
+  FlowRows rows;
+  int64_t row_vectors;
+  int64_t first_row, last_row;  // the samples lie in these rows of the map, if in any
+
+  const FlowTaps<A>* taps() const { return taps_.data(); }
+  int64_t vectors() const { return rows.count() * row_vectors; }
+
+  void fill(const FlowWarpArguments& a, const FlowRows& of_rows) {
+    rows = of_rows;
+    row_vectors = (a.width + kWidth<A> - 1) / kWidth<A>;
+    FlowTaps<A>* taps = taps_.reserve(vectors());
     Vector<A> lowest = broadcast(A(a.height)), highest = broadcast(A(-2));
     for (int64_t y = rows.first; y < rows.last; ++y) {
       const A* flow = frame_of<const A>(a.flow, rows.b, rows.s, 0) + y * a.flow.row;
-      for (int64_t x = 0; x < a.width; x += kWidth<A>) {
-        const int64_t count = lanes_at<A>(x, a.width);
-        const Vector<A> dx = load_row(flow + x * a.flow.column, a.flow.column, count);
-        const Vector<A> dy = load_row(flow + a.flow.channel + x * a.flow.column, a.flow.column, count);
+      for (int64_t x = 0; x < a.width; x += kWidth<A>, ++taps) {
+        taps->count = lanes_at<A>(x, a.width);
+        const Vector<A> dx = load_row(flow + x * a.flow.column, a.flow.column, taps->count);
+        const Vector<A> dy = load_row(flow + a.flow.channel + x * a.flow.column, a.flow.column, taps->count);
         const VectorAxis<A> row = vector_axis<A>(A(y) + dy, A(a.height), a.border);
         VectorAxis<A> column = vector_axis<A>(lane_numbers<A>() + A(x) + dx, A(a.width), a.border);
-        column.inside &= lane_numbers<A>() < A(count);
-        store_taps(a, (y - rows.first) * pitch + x, row, column);
+        column.inside &= lane_numbers<A>() < A(taps->count);
         const auto inside = row.inside & column.inside;
+        store_taps(a, row, column, inside, taps);
         lowest = smaller(lowest, inside ? row.low : lowest);
         highest = larger(highest, inside ? row.low : highest);
       }
@@ -170,50 +178,39 @@ class FlowTaps {
   }
 
  private:
-  AlignedArray<Integer<A>> integers_;
-  AlignedArray<A> numbers_;
+  AlignedArray<FlowTaps<A>> taps_;
 
-  void reserve(int64_t entries) {
-    pixel = integers_.reserve(2 * entries);
-    flags = pixel + entries;
-    A* numbers = numbers_.reserve(8 * entries);
-    for (A** array : {&weight[0], &weight[1], &weight[2], &weight[3], &fraction_y, &fraction_x, &slope_y, &slope_x}) {
-      *array = numbers;
-      numbers += entries;
-    }
-  }
-
-  void store_taps(const FlowWarpArguments& a, int64_t entry, const VectorAxis<A>& y, const VectorAxis<A>& x) {
+  static void store_taps(const FlowWarpArguments& a, const VectorAxis<A>& y, const VectorAxis<A>& x, Vector<Integer<A>> inside, FlowTaps<A>* taps) {
     using I = Vector<Integer<A>>;
-    const I inside = y.inside & x.inside;
     const I exists_y[2] = {y.low >= A(0), y.low < A(a.height - 1)}, exists_x[2] = {x.low >= A(0), x.low < A(a.width - 1)};
     const Vector<A> along_y[2] = {A(1) - y.fraction, y.fraction}, along_x[2] = {A(1) - x.fraction, x.fraction};
-    I mark = inside & kWhole;
+    I mark = inside & FlowTaps<A>::kWhole;
     for (int k = 0; k < 4; ++k) {
       const I exists = inside & exists_y[k / 2] & exists_x[k % 2];
       const Vector<A> value = exists ? along_y[k / 2] * along_x[k % 2] : Vector<A>{};
-      mark = (value != A(0) ? mark : mark & (kWhole - 1)) | (exists & (1 << k));
-      store_vector(value, weight[k] + entry);
+      mark = (value != A(0) ? mark : mark & (FlowTaps<A>::kWhole - 1)) | (exists & (1 << k));
+      store_vector(value, taps->weight[k]);
     }
     const I place = __builtin_convertvector(y.low, I) * Integer<A>(a.width) + __builtin_convertvector(x.low, I);
-    std::memcpy(pixel + entry, &place, sizeof place);
-    std::memcpy(flags + entry, &mark, sizeof mark);
-    store_vector(y.fraction, fraction_y + entry);
-    store_vector(x.fraction, fraction_x + entry);
-    store_vector(inside ? y.slope : Vector<A>{}, slope_y + entry);
-    store_vector(inside ? x.slope : Vector<A>{}, slope_x + entry);
+    std::memcpy(taps->pixel, &place, sizeof place);
+    std::memcpy(taps->flags, &mark, sizeof mark);
+    taps->all_whole = !any_of(I(mark < FlowTaps<A>::kWhole) & I(lane_numbers<A>() < A(taps->count)));
+    store_vector(y.fraction, taps->fraction_y);
+    store_vector(x.fraction, taps->fraction_x);
+    store_vector(inside ? y.slope : Vector<A>{}, taps->slope_y);
+    store_vector(inside ? x.slope : Vector<A>{}, taps->slope_x);
   }
 };
 
-// The channels of one group at the corners of some rows' samples: corner k of entry i starts at data + (place[i] -
-// origin) * pitch + step[k].
+// The channels of one group at the corners of a block's samples: corner k of lane i starts at data + place[i] * pitch +
+// step[k], with `place` from places().
 template <typename E, typename A>
 struct FlowSource {
   const E* data;
-  const Integer<A>* place;
-  int64_t origin, pitch, step[4];
+  const Integer<A>* list;  // the places of all vectors, or null: those of the taps
+  int64_t pitch, step[4];
 
-  const E* corner(int64_t entry) const { return data + (place[entry] - origin) * pitch; }
+  const Integer<A>* places(const FlowTaps<A>& taps, int64_t vector) const { return list == nullptr ? taps.pixel : list + vector * kWidth<A>; }
 };
 
 // Makes the source of a group: channels that lie next to each other as they are; of planes a copy of the rows that the
@@ -222,23 +219,23 @@ template <typename A>
 class FlowWindow {
  public:
   template <typename T>
-  static FlowSource<T, A> direct(const FlowWarpArguments& a, const FlowRows& rows, const FlowTaps<A>& taps, int64_t channel) {
+  static FlowSource<T, A> direct(const FlowWarpArguments& a, const FlowBlock<A>& block, int64_t channel) {
     const int64_t pitch = a.input.column;
-    return {frame_of<const T>(a.input, rows.b, rows.s, channel), taps.pixel, 0, pitch, {0, pitch, a.width * pitch, (a.width + 1) * pitch}};
+    return {frame_of<const T>(a.input, block.rows.b, block.rows.s, channel), nullptr, pitch, {0, pitch, a.width * pitch, (a.width + 1) * pitch}};
   }
 
   template <typename T>
-  FlowSource<A, A> copy(const FlowWarpArguments& a, const FlowRows& rows, const FlowTaps<A>& taps, const ChannelGroup& group) {
-    const int64_t lanes = group.count == 1 ? 1 : kWidth<A>, entries = rows.count() * taps.pitch;
+  FlowSource<A, A> copy(const FlowWarpArguments& a, const FlowBlock<A>& block, const ChannelGroup& group) {
+    const int64_t lanes = group.count == 1 ? 1 : kWidth<A>;
     if constexpr (std::is_same_v<T, A>)
-      if (lanes == 1 && a.input.column == 1 && a.input.row == a.width) return direct<T>(a, rows, taps, group.first);
-    const int64_t pixels = (taps.last_row - taps.first_row) * a.width;
-    if (pixels > 4 * entries + kPixels) return copy_corners<T>(a, rows, taps, group, lanes);
+      if (lanes == 1 && a.input.column == 1 && a.input.row == a.width) return direct<T>(a, block, group.first);
+    const int64_t pixels = (block.last_row - block.first_row) * a.width;
+    if (pixels > 4 * block.vectors() * kWidth<A> + kPixels) return copy_corners<T>(a, block, group, lanes);
     A* to = values_.reserve((pixels + kWidth<A>) * lanes);
-    const T* from = frame_of<const T>(a.input, rows.b, rows.s, group.first);
-    for (int64_t y = taps.first_row; y < taps.last_row; ++y, to += a.width * lanes)
+    const T* from = frame_of<const T>(a.input, block.rows.b, block.rows.s, group.first);
+    for (int64_t y = block.first_row; y < block.last_row; ++y, to += a.width * lanes)
       lanes == 1 ? copy_row(a, from + y * a.input.row, to) : copy_tiles(a, from + y * a.input.row, group.count, to);
-    return {values_.data(), taps.pixel, taps.first_row * a.width, lanes, {0, lanes, a.width * lanes, (a.width + 1) * lanes}};
+    return {values_.data() - block.first_row * a.width * lanes, nullptr, lanes, {0, lanes, a.width * lanes, (a.width + 1) * lanes}};
   }
 
  private:
@@ -263,21 +260,23 @@ class FlowWindow {
   }
 
   template <typename T>
-  FlowSource<A, A> copy_corners(const FlowWarpArguments& a, const FlowRows& rows, const FlowTaps<A>& taps, const ChannelGroup& group, int64_t lanes) {
-    const int64_t entries = rows.count() * taps.pitch;
+  FlowSource<A, A> copy_corners(const FlowWarpArguments& a, const FlowBlock<A>& block, const ChannelGroup& group, int64_t lanes) {
+    const int64_t entries = block.vectors() * kWidth<A>;
     A* to = values_.reserve(4 * entries * lanes);
     Integer<A>* place = place_.reserve(entries);
-    const T* from = frame_of<const T>(a.input, rows.b, rows.s, group.first);
+    const T* from = frame_of<const T>(a.input, block.rows.b, block.rows.s, group.first);
     for (int64_t i = 0; i < entries; ++i) {
+      const FlowTaps<A>& taps = block.taps()[i / kWidth<A>];
+      const int64_t lane = i % kWidth<A>;
       place[i] = Integer<A>(4 * i);
       for (int k = 0; k < 4; ++k, to += lanes) {
-        if ((taps.flags[i] >> k & 1) == 0) continue;
-        const int64_t pixel = taps.pixel[i] + k / 2 * a.width + k % 2;
+        if ((taps.flags[lane] >> k & 1) == 0) continue;
+        const int64_t pixel = taps.pixel[lane] + k / 2 * a.width + k % 2;
         const T* at = from + pixel / a.width * a.input.row + pixel % a.width * a.input.column;
         for (int64_t c = 0; c < lanes; ++c) to[c] = c < group.count ? A(load(at[c * a.input.channel])) : A(0);
       }
     }
-    return {values_.data(), place, 0, lanes, {0, lanes, 2 * lanes, 3 * lanes}};
+    return {values_.data(), place, lanes, {0, lanes, 2 * lanes, 3 * lanes}};
   }
 };
 
