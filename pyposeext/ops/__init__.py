@@ -5,6 +5,7 @@ computation in plain PyTorch.
 """
 
 from pyposeext.ops.flow_warp import flow_warp
+from pyposeext.ops.flow_warp_pool import flow_warp_pool
 from pyposeext.ops.heatmap_argmax import heatmap_argmax
 from pyposeext.ops.multiscale_roi_align import multiscale_roi_align
 from pyposeext.ops.nms import batched_nms, nms, nms_padded
@@ -16,6 +17,7 @@ from pyposeext.ops.tube_roi_align import tube_roi_align
 __all__ = [
     "batched_nms",
     "flow_warp",
+    "flow_warp_pool",
     "heatmap_argmax",
     "multiscale_roi_align",
     "nms",
