@@ -17,30 +17,32 @@ struct FlowRows {
   int64_t count() const { return last - first; }
 };
 
+constexpr bool kFastParts = kVectorBytes == 64;  // AVX-512 masks loads and stores
+
 // Channels that are worked on together: in the lanes of a vector, or one alone with its pixels in the lanes.
 struct ChannelGroup {
   int64_t first, count;
 };
 
-// All channels in groups of a vector. Where the last ones fill none, their group overlaps the one before it if `overlap` is
-// set; otherwise a few left over are worked on one by one.
+// All channels in groups of a vector. Where the last ones fill none, a few left over are worked on one by one. With `packed`
+// they stay in lanes: in a part of a vector or, where parts are slow, in a vector that overlaps the one before.
 struct ChannelGroups {
   int64_t channels, width;  // of a vector
-  bool overlap;
+  bool packed;
 
   int64_t count() const { return channels / width + (singles() ? channels % width : channels % width > 0); }
   ChannelGroup at(int64_t index) const {
     const int64_t first = index * width;
     if (first + width <= channels) return {first, width};
     if (singles()) return {channels / width * width + index - channels / width, 1};
-    if (overlap && channels > width) return {channels - width, width};
+    if (packed && !kFastParts && channels > width) return {channels - width, width};
     return {first, channels - first};
   }
   // Whether the group's pixels, not its channels, lie in the lanes.
   bool is_single(const ChannelGroup& group) const { return group.count == 1 && singles(); }
 
  private:
-  bool singles() const { return !overlap && channels % width <= width / 4; }
+  bool singles() const { return !packed && channels % width <= width / 4; }
 };
 
 // Channels that lie next to each other are read where they are.

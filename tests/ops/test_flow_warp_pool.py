@@ -53,7 +53,10 @@ TestContract = contract_tests(
             for shape in ((0, 2, 3, 4, 5), (2, 0, 3, 4, 5), (2, 2, 0, 4, 5), (2, 2, 3, 0, 5), (2, 2, 3, 4, 0))
         ],
         errors=[
-            (lambda: ops.flow_warp_pool(zeros(2, 3, 4, 5), *[zeros(1)] * 2), r"heatmaps must be \[B, S, K, H, W\], got"),
+            (
+                lambda: ops.flow_warp_pool(zeros(2, 3, 4, 5), *[zeros(1)] * 2),
+                r"heatmaps must be \[B, S, K, H, W\], got",
+            ),
             (
                 lambda: pool(zeros(1, 2, 3, 4, 5), flow=zeros(1, 3, 2, 4, 5)),
                 r"flow must be \[1, 2, 2, 4, 5\], got shape \[1, 3, 2, 4, 5\]",
@@ -108,7 +111,9 @@ def test_frames_channels_last(device: str, dtype: torch.dtype, joints: int) -> N
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])
 def test_second_derivatives(device: str, padding_mode: str) -> None:
-    heatmaps, flow, weight, bias, _ = (value.to(device) if torch.is_tensor(value) else value for value in make(1, "small"))
+    heatmaps, flow, weight, bias, _ = (
+        value.to(device) if torch.is_tensor(value) else value for value in make(1, "small")
+    )
     leaves = [tensor.requires_grad_(True) for tensor in (heatmaps, weight, bias)]
 
     def function(maps: torch.Tensor, factors: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -129,7 +134,9 @@ def test_second_derivatives(device: str, padding_mode: str) -> None:
 def test_the_second_derivative_of_the_flow_is_refused() -> None:
     heatmaps, flow, weight, _, _ = make(0, "small")
     flow.requires_grad_(True)
-    (gradient,) = torch.autograd.grad(ops.flow_warp_pool(heatmaps, flow, weight).square().sum(), flow, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        ops.flow_warp_pool(heatmaps, flow, weight).square().sum(), flow, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="gradient with respect to flow cannot be differentiated again"):
         gradient.sum().backward()
 
