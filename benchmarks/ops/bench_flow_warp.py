@@ -1,4 +1,4 @@
-"""flow_warp of 17 heatmaps from neighbouring frames and of one image's features; grid_sample with its grid is the peer."""
+"""flow_warp of 17 heatmaps from neighbouring frames, and of one image; grid_sample with its grid is the peer."""
 
 from __future__ import annotations
 

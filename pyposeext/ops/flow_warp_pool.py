@@ -1,4 +1,4 @@
-"""The temporal pooler of Flowing ConvNets (Pfister et al. 2015, section 3): neighbouring frames' maps, warped and summed."""
+"""The temporal pooler of Flowing ConvNets (Pfister et al. 2015, section 3): frames' maps, warped and summed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def flow_warp_pool(
         heatmaps: [B, S, K, H, W], float32, float64, float16 or bfloat16, any strides; S = 2n + 1 frames around the one
             that the result belongs to.
         flow: [B, S, 2, H, W], (dx, dy) in pixels of a map, from the reference frame to frame s, any strides and float
-            dtype. Positions are computed in float32 (float64 where `heatmaps` is float64); flow of another dtype is copied.
+            dtype. Positions are computed in float32 (float64 where `heatmaps` is float64); flow of another dtype is
+            copied.
         weight: [S, K], any float dtype: one curve over time for each joint.
         bias: [K] or None, any float dtype.
         padding_mode: "zeros": pixels outside the map are 0. "border": positions are clamped to the map.
 
     Returns:
-        [B, K, H, W] in `heatmaps`' dtype, channels_last where each frame is, summed in float32 (float64 for float64) and
-        rounded once. Where a frame's flow is NaN or infinite that frame adds weight * 0; a neighbour of weight 0 in the
-        bilinear sum is not read. Half precision is within 1e-3, bfloat16 within 8e-3 of float64, relative to the largest
+        [B, K, H, W] in `heatmaps`' dtype, channels_last where each frame is, summed in float32 (float64 for float64)
+        and rounded once. Where a frame's flow is NaN or infinite that frame adds weight * 0; a neighbour of weight 0 in
+        the bilinear sum is not read. Half precision is within 1e-3, bfloat16 within 8e-3 of float64, relative to the largest
         value.
 
     Raises:
