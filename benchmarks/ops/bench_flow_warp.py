@@ -1,4 +1,4 @@
-"""flow_warp of 17 heatmaps from 30 and from 240 neighbouring frames; grid_sample with the grid it needs is the peer."""
+"""flow_warp of 17 heatmaps from neighbouring frames, and of one image; grid_sample with its grid is the peer."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ def smooth_flow(batch: int) -> Tensor:
 
 
 def workload(
-    batch: int, layout: torch.memory_format, backward: bool = False, dtype: torch.dtype = torch.float32
+    batch: int,
+    layout: torch.memory_format = torch.contiguous_format,
+    backward: bool = False,
+    dtype: torch.dtype = torch.float32,
+    channels: int = JOINTS,
 ) -> Workload:
     def make(device: str) -> tuple[Tensor, Tensor]:
-        input = torch.randn(batch, JOINTS, SIDE, SIDE).to(device, dtype).contiguous(memory_format=layout)
+        input = torch.randn(batch, channels, SIDE, SIDE).to(device, dtype).contiguous(memory_format=layout)
         return input.requires_grad_(backward), smooth_flow(batch).to(device).requires_grad_(backward)
 
     def run(function):
@@ -43,20 +47,29 @@ def workload(
 
     maps, item = batch * SIDE * SIDE, torch.empty(0, dtype=dtype).element_size()
     # Forward: maps in, flow in, maps out. Backward: the output's gradient, maps and flow in, both gradients out.
-    size = maps * (2 * JOINTS * item + 2 * 4) + (maps * (3 * JOINTS * item + 4 * 4) if backward else 0)
-    name = f"{'forward+backward' if backward else 'forward'} {batch}x{JOINTS}x{SIDE}x{SIDE}"
+    size = maps * (2 * channels * item + 2 * 4) + (maps * (3 * channels * item + 4 * 4) if backward else 0)
+    name = f"{'forward+backward' if backward else 'forward'} {batch}x{channels}x{SIDE}x{SIDE}"
     return Workload(
-        f"{name} {str(layout)[6:]} {str(dtype)[6:]}", make, run(ops.flow_warp), run(reference), run(grid_sample), size
+        f"{name} {str(layout)[6:]} {str(dtype)[6:]}",
+        make,
+        run(ops.flow_warp),
+        run(reference),
+        run(grid_sample),
+        size,
+        aim=4 if backward else 3,
     )
 
 
 if __name__ == "__main__":
+    layouts = (torch.contiguous_format, torch.channels_last)
     main(
         "flow_warp",
         [
-            *(workload(batch, torch.contiguous_format) for batch in (30, 240)),
+            # 1920 images are half a gigabyte each way: only where there is a GPU.
+            *(workload(batch) for batch in (30, 240, *([1920] if torch.cuda.is_available() else []))),
             workload(30, torch.channels_last),
-            workload(30, torch.contiguous_format, dtype=torch.bfloat16),
-            *(workload(30, layout, backward=True) for layout in (torch.contiguous_format, torch.channels_last)),
+            workload(30, dtype=torch.bfloat16),
+            workload(1, channels=256),
+            *(workload(30, layout, backward=True) for layout in layouts),
         ],
     )

@@ -1,30 +1,33 @@
-// The geometry of flow_warp, shared by the CPU and CUDA kernels and by its forward and both backwards.
+// The geometry of flow_warp and flow_warp_pool, shared by the CPU and CUDA kernels and by the forward and all backwards.
 //
 // Output pixel p = (y, x) samples the map at p + flow(p), between the corners (low, low + 1) of one cell of each axis.
-// Cells are numbered (low_y + 1) * (W + 1) + low_x + 1, low from -1, so that all pixels which sample one input pixel are
-// found in two pairs of neighbouring cells. The gradient of the input is gathered through these lists: no two threads
-// write the same element, and the order of every sum is fixed.
 #pragma once
 #include "common/numeric.h"
 
 namespace pyposeext {
 
-struct StridedMaps {
-  void* data;         // [B, C, H, W]
-  int64_t stride[4];  // in elements
+struct FlowMaps {  // [B, S, C, H, W]; S is 1 in flow_warp. Strides in elements.
+  void* data;
+  int64_t batch, step, channel, row, column;
 };
 
 struct FlowWarpArguments {
-  DType dtype;  // of input, gradient and output; flow is float, or double where this is float64
-  int64_t batch, channels, height, width;
+  DType dtype;  // of input, gradient and output; flow, weight and sums are float, or double where this is float64
+  int64_t batch, steps, channels, height, width;  // height * width is below 2^31
   bool border;
-  StridedMaps input;     // read by the forward and by the gradient of the flow
-  StridedMaps flow;      // [B, 2, H, W]: dx, dy in pixels
-  StridedMaps gradient;  // of the output, read by both backwards
-  StridedMaps out;       // what the kernel writes: warped maps, or the gradient of the input or (as `flow`) of the flow
-  int64_t* cell;               // CUDA, [B, H * W]: the cell that each output pixel samples
-  const int64_t* sorted_cell;  // CUDA, [B, H * W]: the same, rising in each image
-  const int64_t* order;        // CUDA, [B, H * W]: the output pixel each entry of sorted_cell belongs to
+  FlowMaps input;     // read by the forward and by the gradients of the flow and of the weight
+  FlowMaps flow;      // [B, S, 2, H, W]: dx, dy in pixels
+  FlowMaps gradient;  // of the output, read by the backwards; of a pooled output with step stride 0
+  FlowMaps out;       // what the kernel writes: warped maps, or the gradient of the input or (as `flow`) of the flow
+  const void* weight;  // [S, C] of the pooled sum, or null: all 1
+  const void* bias;    // [C], or null: all 0
+  void* partial;       // CUDA, [parts, S, C]: sums of the weight's gradient
+  void* weight_gradient;  // [S, C]
+  int32_t* begin;      // CUDA, [B * S, cells + 1]: where the list of each cell starts in `order`
+  int32_t* order;      // CUDA, [B * S, H * W]: output pixels by the cell they sample, rising in each cell
+  int64_t* cell;               // CUDA, large maps, [B * S, H * W]: the cell that each output pixel samples
+  const int64_t* sorted_cell;  // CUDA, large maps: the same, rising in each frame
+  const int64_t* sorted_pixel;  // CUDA, large maps: the output pixel each entry of sorted_cell belongs to
 };
 
 inline namespace PYPOSEEXT_LEVEL {
@@ -57,41 +60,35 @@ PYPOSEEXT_HOST_DEVICE FlowAxis<A> flow_axis(A position, int64_t size, bool borde
 }
 
 template <typename A>
-PYPOSEEXT_HOST_DEVICE FlowSample<A> flow_sample(const FlowWarpArguments& a, int64_t b, int64_t y, int64_t x) {
-  const A* flow = static_cast<const A*>(a.flow.data) + b * a.flow.stride[0] + y * a.flow.stride[2] + x * a.flow.stride[3];
-  const FlowAxis<A> row = flow_axis(A(y) + flow[a.flow.stride[1]], a.height, a.border);
+PYPOSEEXT_HOST_DEVICE FlowSample<A> flow_sample(const FlowWarpArguments& a, int64_t b, int64_t s, int64_t y, int64_t x) {
+  const A* flow = static_cast<const A*>(a.flow.data) + b * a.flow.batch + s * a.flow.step + y * a.flow.row + x * a.flow.column;
+  const FlowAxis<A> row = flow_axis(A(y) + flow[a.flow.channel], a.height, a.border);
   const FlowAxis<A> column = flow_axis(A(x) + flow[0], a.width, a.border);
   return {row, column, row.inside && column.inside};
 }
 
-// Corner k of a sample is pixel (low_y + k / 2, low_x + k % 2). True where it lies in the map; then also its offset in a
-// plane of these maps.
+// Corner k of a sample is pixel (low_y + k / 2, low_x + k % 2). A corner of weight 0, or outside the map, is not read, so that
+// neither NaN nor infinity spreads from it.
 template <typename A>
-PYPOSEEXT_HOST_DEVICE bool flow_corner(const FlowWarpArguments& a, const FlowSample<A>& sample, int k, const StridedMaps& maps, int64_t* offset) {
+PYPOSEEXT_HOST_DEVICE A flow_weight(const FlowSample<A>& sample, int64_t height, int64_t width, int k) {
   const int64_t y = sample.y.low + k / 2, x = sample.x.low + k % 2;
-  *offset = y * maps.stride[2] + x * maps.stride[3];
-  return sample.inside && y >= 0 && y < a.height && x >= 0 && x < a.width;
+  const A weight = (k / 2 ? sample.y.fraction : A(1) - sample.y.fraction) * (k % 2 ? sample.x.fraction : A(1) - sample.x.fraction);
+  return sample.inside && y >= 0 && y < height && x >= 0 && x < width ? weight : A(0);
 }
 
-// A corner of weight 0 is not read, so that neither NaN nor infinity spreads from it.
+// What the difference of a corner's value moves dx and dy by: the derivatives of its weight.
+template <typename A> struct FlowSlopes {
+  A along_x, along_y;
+};
+
 template <typename A>
-PYPOSEEXT_HOST_DEVICE A flow_weight(A fraction_y, A fraction_x, int k) {
-  return (k / 2 ? fraction_y : A(1) - fraction_y) * (k % 2 ? fraction_x : A(1) - fraction_x);
+PYPOSEEXT_HOST_DEVICE FlowSlopes<A> flow_slopes(A fraction_y, A fraction_x, int k) {
+  const A along_x = k / 2 ? fraction_y : A(1) - fraction_y, along_y = k % 2 ? fraction_x : A(1) - fraction_x;
+  return {k % 2 ? along_x : -along_x, k / 2 ? along_y : -along_y};
 }
 
-// The gradient (dx, dy) of the flow at one pixel, from product[k] = the sum over channels of the output's gradient times
-// corner k, 0 for a corner outside the map.
-template <typename A>
-PYPOSEEXT_HOST_DEVICE void flow_gradient(const FlowSample<A>& sample, const A* product, A* dx, A* dy) {
-  *dx = *dy = A(0);
-  for (int k = 0; k < 4; ++k) {
-    const A along_x = (k % 2 ? sample.x.slope : -sample.x.slope) * (k / 2 ? sample.y.fraction : A(1) - sample.y.fraction);
-    const A along_y = (k / 2 ? sample.y.slope : -sample.y.slope) * (k % 2 ? sample.x.fraction : A(1) - sample.x.fraction);
-    if (along_x != A(0)) *dx += along_x * product[k];
-    if (along_y != A(0)) *dy += along_y * product[k];
-  }
-}
-
+// Cells of a frame: number (low_y + 1) * (W + 1) + low_x + 1, low from -1, so that all output pixels which sample one input
+// pixel are found in two pairs of neighbouring cells: above it (side 0) as corners 3 and 2, below it (side 1) as 1 and 0.
 PYPOSEEXT_HOST_DEVICE int64_t flow_cell_count(const FlowWarpArguments& a) { return (a.height + 1) * (a.width + 1); }
 
 // The cell that a sample lies in, or flow_cell_count where it lies in none.
@@ -100,8 +97,6 @@ PYPOSEEXT_HOST_DEVICE int64_t flow_cell(const FlowWarpArguments& a, const FlowSa
   return sample.inside ? (sample.y.low + 1) * (a.width + 1) + sample.x.low + 1 : flow_cell_count(a);
 }
 
-// The first of two neighbouring cells whose samples have input pixel (y, x) as a corner: above it (side 0) as corners 3
-// and 2, below it (side 1) as corners 1 and 0.
 PYPOSEEXT_HOST_DEVICE int64_t flow_first_cell(const FlowWarpArguments& a, int64_t y, int64_t x, int side) {
   return (y + side) * (a.width + 1) + x;
 }

@@ -253,6 +253,35 @@ inline void end_streaming() {
 #endif
 }
 
+// Signed integers as wide as A: what comparing vectors of A gives, and what indexes them.
+template <typename A> struct IntegerLike { using type = int32_t; };
+template <> struct IntegerLike<double> { using type = int64_t; };
+template <typename A> using Integer = typename IntegerLike<A>::type;
+
+// from[index[i]] where the mask is set, 0 elsewhere: nothing else is read.
+template <typename A>
+inline Vector<A> gather(const A* from, Vector<Integer<A>> index, Vector<Integer<A>> mask) {
+  Vector<A> result = {};
+  for (int64_t i = 0; i < kWidth<A>; ++i)
+    if (mask[i]) result[i] = from[index[i]];
+  return result;
+}
+#if defined(__AVX512F__)
+inline Vector<float> gather(const float* from, Vector<int32_t> index, Vector<int32_t> mask) {
+  return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), _mm512_movepi32_mask(bits_as<__m512i>(mask)), bits_as<__m512i>(index), from, 4);
+}
+inline Vector<double> gather(const double* from, Vector<int64_t> index, Vector<int64_t> mask) {
+  return _mm512_mask_i64gather_pd(_mm512_setzero_pd(), _mm512_movepi64_mask(bits_as<__m512i>(mask)), bits_as<__m512i>(index), from, 8);
+}
+#elif defined(__AVX2__)
+inline Vector<float> gather(const float* from, Vector<int32_t> index, Vector<int32_t> mask) {
+  return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), from, bits_as<__m256i>(index), bits_as<__m256>(mask), 4);
+}
+inline Vector<double> gather(const double* from, Vector<int64_t> index, Vector<int64_t> mask) {
+  return _mm256_mask_i64gather_pd(_mm256_setzero_pd(), from, bits_as<__m256i>(index), bits_as<__m256d>(mask), 8);
+}
+#endif
+
 // Swaps the lanes of a pair of rows whose numbers differ from the row's in the bit `kStep`: one step of a transposition.
 template <int64_t kStep, typename V, size_t... I>
 inline void exchange_lanes(V& a, V& b, std::index_sequence<I...>) {

@@ -1,256 +1,317 @@
+// The forward of flow_warp and flow_warp_pool, and the gradient of the pooled sum's weight, which reads the same warped
+// values.
 #include "ops/flow_warp.h"
 
 #include <vector>
 
-#include "common/lanes.h"
 #include "common/parallel.h"
+#include "cpu/flow_warp_tiles.h"
 
 namespace pyposeext::PYPOSEEXT_LEVEL {
 namespace {
 
-constexpr int64_t kBlockPixels = 1024;  // of a task: few enough that their part of a plane stays in the first cache
-constexpr int64_t kLanes = 8;            // channels summed in one register
+constexpr int64_t kFramePixels = 4096;  // of a task where there are many: the window of a group then fits the second cache
+constexpr int64_t kBlockPixels = 1024;  // of a task where there are few
+constexpr int64_t kSliceGroups = 4;     // groups of channels in a task
 
-template <typename T>
-T* row_of(const StridedMaps& maps, int64_t b, int64_t y) {
-  return static_cast<T*>(maps.data) + b * maps.stride[0] + y * maps.stride[2];
-}
-
-struct Rows {
-  int64_t b, first, last;  // rows [first, last) of image b
+// One task works on some rows and some groups of channels of an image.
+struct FlowTask {
+  int64_t index, b, first, last, first_group, last_group;
 };
 
-// body(rows) for all rows of all images, in blocks of about kBlockPixels.
-template <typename Body>
-void for_blocks(const FlowWarpArguments& a, const Body& body) {
-  const int64_t rows = a.width < kBlockPixels ? kBlockPixels / a.width : 1, blocks = (a.height + rows - 1) / rows;
-  parallel_for(0, a.batch * blocks, 1, [&](int64_t from, int64_t to) {
-    auto local = body;
-    for (int64_t task = from; task < to; ++task) {
-      const int64_t first = task % blocks * rows;
-      local(Rows{task / blocks, first, first + rows < a.height ? first + rows : a.height});
+int64_t rows_of_block(const FlowWarpArguments& a, int64_t pixels) { return a.width < pixels ? pixels / a.width : 1; }
+
+int64_t task_count(const FlowWarpArguments& a, const ChannelGroups& groups, int64_t block_pixels) {
+  const int64_t rows = rows_of_block(a, block_pixels);
+  return a.batch * ((groups.count() + kSliceGroups - 1) / kSliceGroups) * ((a.height + rows - 1) / rows);
+}
+
+// body(scratch, task) for all tasks, in blocks of about `block_pixels`. A thread has one Scratch.
+template <typename Scratch, typename Body>
+void for_tasks(const FlowWarpArguments& a, const ChannelGroups& groups, int64_t block_pixels, const Body& body) {
+  const int64_t slices = (groups.count() + kSliceGroups - 1) / kSliceGroups;
+  const int64_t rows = rows_of_block(a, block_pixels), blocks = (a.height + rows - 1) / rows;
+  parallel_for(0, a.batch * slices * blocks, 1, [&](int64_t from, int64_t to) {
+    Scratch scratch;
+    for (int64_t i = from; i < to; ++i) {
+      const int64_t first = i % blocks * rows, first_group = i / blocks % slices * kSliceGroups;
+      const int64_t last = first + rows < a.height ? first + rows : a.height;
+      const int64_t last_group = first_group + kSliceGroups < groups.count() ? first_group + kSliceGroups : groups.count();
+      body(scratch, FlowTask{i, i / (blocks * slices), first, last, first_group, last_group});
     }
   });
 }
 
-// What the pixels of some rows are made of: pixel p is the sum of weight[i] * maps[offset[i]] for i in [end[p - 1], end[p]).
-// The forward takes corners from the input, the backward takes output pixels from the gradient. Taps of weight 0 are left
-// out, so that neither NaN nor infinity spreads from them.
-template <typename A>
-struct Taps {
-  std::vector<int64_t> end, offset;
-  std::vector<A> weight;
+// A tile of `lanes` channels.
+template <typename E, typename A>
+void warp_tile(const FlowSource<E, A>& source, const FlowTaps<A>& taps, const Integer<A>* place, int64_t lanes, Vector<A>* tile) {
+  for (int64_t i = 0; i < taps.count; ++i) {
+    const E* corner = source.data + place[i] * source.pitch;
+    Vector<A> sum = {};
+    for (int k = 0; k < 4; ++k) sum = multiply_add(broadcast(taps.weight[k][i]), load_row(corner + source.step[k], 1, lanes), sum);
+    tile[i] = sum;
+  }
+}
 
-  void reserve(int64_t pixels, int64_t taps) {  // one more than there can be: a tap of weight 0 is written and then dropped
-    if (int64_t(end.size()) < pixels) end.resize(size_t(pixels));
-    if (int64_t(offset.size()) > taps) return;
-    offset.resize(size_t(taps + 1));
-    weight.resize(size_t(taps + 1));
+// The same where not all corners are read.
+template <typename E, typename A>
+void warp_tile_at_edges(const FlowSource<E, A>& source, const FlowTaps<A>& taps, const Integer<A>* place, int64_t lanes, Vector<A>* tile) {
+  for (int64_t i = 0; i < taps.count; ++i) {
+    tile[i] = Vector<A>{};
+    for (int k = 0; k < 4; ++k) {
+      const A weight = taps.weight[k][i];
+      if (weight == A(0)) continue;
+      tile[i] = multiply_add(broadcast(weight), load_row(source.data + place[i] * source.pitch + source.step[k], 1, lanes), tile[i]);
+    }
+  }
+}
+
+// One channel of a vector of pixels.
+template <typename A>
+Vector<A> warp_pixels(const FlowSource<A, A>& source, const FlowTaps<A>& taps, const Integer<A>* places) {
+  Vector<Integer<A>> place;
+  std::memcpy(&place, places, sizeof place);
+  place *= Integer<A>(source.pitch);
+  Vector<A> sum = {};
+  for (int k = 0; k < 4; ++k) {
+    const Vector<A> weight = load_vector(taps.weight[k]);
+    sum = multiply_add(weight, gather(source.data + source.step[k], place, weight != A(0)), sum);
+  }
+  return sum;
+}
+
+// Warps one frame of a task and gives the values to `receive` in pieces: tiles of a group of channels, or vectors of pixels
+// of a single channel.
+template <typename T>
+class Warper {
+ public:
+  template <typename Receiver>
+  void run(const FlowWarpArguments& a, const ChannelGroups& groups, const FlowTask& task, int64_t s, Receiver& receive) {
+    block_.fill(a, {task.b, s, task.first, task.last});
+    const bool direct = reads_directly(a);
+    for (int64_t index = task.first_group; index < task.last_group; ++index) {
+      const ChannelGroup group = groups.at(index);
+      receive.begin(index, group, s);
+      if (groups.is_single(group))
+        pixels(a, window_.template copy<T>(a, block_, group), receive);
+      else if (!direct)
+        tiles(a, window_.template copy<T>(a, block_, group), kWidth<A>, receive);
+      else
+        tiles(a, window_.template direct<T>(a, block_, group.first), group.count, receive);
+      receive.end(s);
+    }
+  }
+
+ private:
+  using A = Accumulate<T>;
+  FlowBlock<A> block_;
+  FlowWindow<A> window_;
+
+  template <typename E, typename Receiver>
+  void tiles(const FlowWarpArguments& a, const FlowSource<E, A>& source, int64_t lanes, Receiver& receive) {
+    for (int64_t y = block_.rows.first, vector = 0; y < block_.rows.last; ++y) {
+      for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
+        const FlowTaps<A>& taps = block_.taps()[vector];
+        const Integer<A>* place = source.places(taps, vector);
+        Vector<A> tile[kWidth<A>];
+        if (!taps.all_whole)
+          warp_tile_at_edges(source, taps, place, lanes, tile);
+        else if (lanes == kWidth<A>)
+          warp_tile(source, taps, place, kWidth<A>, tile);
+        else
+          warp_tile(source, taps, place, lanes, tile);
+        receive.tile(y, x, vector, taps.count, tile);
+      }
+    }
+  }
+
+  template <typename Receiver>
+  void pixels(const FlowWarpArguments& a, const FlowSource<A, A>& source, Receiver& receive) {
+    for (int64_t y = block_.rows.first, vector = 0; y < block_.rows.last; ++y) {
+      for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
+        const FlowTaps<A>& taps = block_.taps()[vector];
+        receive.pixels(y, x, vector, taps.count, warp_pixels(source, taps, source.places(taps, vector)));
+      }
+    }
   }
 };
 
-template <typename A>
-void fill_corners(const FlowWarpArguments& arguments, const Rows& rows, Taps<A>* taps) {
-  const FlowWarpArguments a = arguments;  // a copy, which the stores below cannot change: it stays in registers
-  taps->reserve((rows.last - rows.first) * a.width, 4 * (rows.last - rows.first) * a.width);
-  int64_t *end = taps->end.data(), *offset = taps->offset.data(), count = 0;
-  A* weight = taps->weight.data();
-  for (int64_t y = rows.first; y < rows.last; ++y) {
-    for (int64_t x = 0; x < a.width; ++x) {
-      const FlowSample<A> sample = flow_sample<A>(a, rows.b, y, x);
-      for (int k = 0; k < 4; ++k) {
-        const bool exists = flow_corner(a, sample, k, a.input, offset + count);
-        weight[count] = flow_weight(sample.y.fraction, sample.x.fraction, k);
-        count += exists && weight[count] != A(0);
-      }
-      *end++ = count;
-    }
-  }
-}
+// Stores what it is given.
+template <typename T>
+struct WarpReceiver {
+  using A = Accumulate<T>;
+  const FlowWarpArguments& a;
+  int64_t b;
+  ChannelGroup group{};
+  T* out = nullptr;
 
-// Channels outermost: planes often lie a power of two apart, where one pixel of all of them would not fit the cache.
-template <typename T, typename A>
-void sum_planes(const FlowWarpArguments& a, const Rows& rows, const Taps<A>& taps, const T* maps, int64_t stride) {
-  const int64_t* offset = taps.offset.data();
-  const A* weight = taps.weight.data();
-  for (int64_t c = 0; c < a.channels; ++c, maps += stride) {
-    const int64_t* end = taps.end.data();
-    int64_t i = 0;
-    for (int64_t y = rows.first; y < rows.last; ++y) {
-      T* out = row_of<T>(a.out, rows.b, y) + c * a.out.stride[1];
-      for (int64_t x = 0; x < a.width; ++x, ++end, out += a.out.stride[3]) {
-        A sum = A(0);
-        if (*end - i == 4) {  // the usual case, without a loop
-          for (int k = 0; k < 4; ++k) sum = multiply_add(weight[i + k], A(load(maps[offset[i + k]])), sum);
-          i += 4;
-        } else {
-          for (; i < *end; ++i) sum = multiply_add(weight[i], A(load(maps[offset[i]])), sum);
-        }
-        store(sum, out);
-      }
-    }
+  void end(int64_t) {}
+  void begin(int64_t, const ChannelGroup& next, int64_t s) {
+    group = next;
+    out = frame_of<T>(a.out, b, s, group.first);
   }
-}
-
-// The last channels are summed in a register that overlaps the one before, rather than one by one.
-template <typename T, typename A>
-void sum_packed(const FlowWarpArguments& a, const Rows& rows, const Taps<A>& taps, const T* maps) {
-  const int64_t* end = taps.end.data();
-  int64_t begin = 0;
-  for (int64_t y = rows.first; y < rows.last; ++y) {
-    T* out = row_of<T>(a.out, rows.b, y);
-    for (int64_t x = 0; x < a.width; ++x, begin = *end++, out += a.out.stride[3]) {
-      for (int64_t block = 0; block < a.channels; block += kLanes) {
-        const int64_t first = block + kLanes <= a.channels ? block : a.channels - kLanes;
-        A sum[kLanes] = {}, value[kLanes];
-        for (int64_t i = begin; i < *end; ++i) {
-          load_lanes<kLanes>(maps + taps.offset[i] + first, value);
-          PYPOSEEXT_LANES(c, kLanes) sum[c] = multiply_add(taps.weight[i], value[c], sum[c]);
-        }
-        PYPOSEEXT_LANES(c, kLanes) store(sum[c], out + first + c);
-      }
-    }
+  void tile(int64_t y, int64_t x, int64_t, int64_t count, Vector<A>* values) {
+    store_tile(a.out, out + y * a.out.row + x * a.out.column, group.count, count, values);
   }
-}
-
-template <typename T, typename A>
-void sum_rows(const FlowWarpArguments& a, const Rows& rows, const Taps<A>& taps, const StridedMaps& maps) {
-  const T* image = row_of<const T>(maps, rows.b, 0);
-  if (maps.stride[1] == 1 && a.out.stride[1] == 1 && a.channels >= kLanes)
-    sum_packed(a, rows, taps, image);
-  else
-    sum_planes(a, rows, taps, image, maps.stride[1]);
-}
+  void pixels(int64_t y, int64_t x, int64_t, int64_t count, Vector<A> values) {
+    store_row(values, out + y * a.out.row + x * a.out.column, a.out.column, count);
+  }
+};
 
 template <typename T>
 void forward(const FlowWarpArguments& a) {
-  for_blocks(a, [&a, taps = Taps<Accumulate<T>>()](const Rows& rows) mutable {
-    fill_corners(a, rows, &taps);
-    sum_rows<T>(a, rows, taps, a.input);
+  const ChannelGroups groups{a.channels, kWidth<Accumulate<T>>, reads_directly(a)};
+  const int64_t pixels = task_count(a, groups, kFramePixels) >= 4 * thread_count() ? kFramePixels : kBlockPixels;
+  for_tasks<Warper<T>>(a, groups, pixels, [&](Warper<T>& warper, const FlowTask& task) {
+    WarpReceiver<T> receive{a, task.b};
+    warper.run(a, groups, task, 0, receive);
   });
 }
 
-// The output pixels of one image, ordered by the cell they sample: cell i has entries [begin[i], begin[i + 1]).
-template <typename A>
-struct CellLists {
-  struct Entry {
-    int64_t offset;  // of the pixel in a plane of the output's gradient
-    A fraction_y, fraction_x;
-  };
-  std::vector<int64_t> begin;
-  std::vector<Entry> entry;
+// Adds up the frames. Of a group there is a vector of channels per pixel or, of a single channel, one per kWidth pixels.
+template <typename T>
+struct PoolReceiver {
+  using A = Accumulate<T>;
+  const FlowWarpArguments& a;
+  const ChannelGroups& groups;
+  FlowTask task;
+  Vector<A>* sums;  // [groups of the task, entries]
+  int64_t entries;
+  ChannelGroup group{};
+  Vector<A>* sum = nullptr;
+  Vector<A> weight{};
 
-  void fill(const FlowWarpArguments& a, int64_t b) {
-    const int64_t cells = flow_cell_count(a), pixels = a.height * a.width;
-    std::vector<int64_t> cell(size_t(pixels), 0);
-    begin.assign(size_t(cells + 2), 0);
-    for (int64_t y = 0, p = 0; y < a.height; ++y) {
-      for (int64_t x = 0; x < a.width; ++x, ++p) {
-        cell[p] = flow_cell(a, flow_sample<A>(a, b, y, x));
-        ++begin[cell[p] + 1];
-      }
+  const A* weights(int64_t s) const { return static_cast<const A*>(a.weight) + s * a.channels; }
+
+  void clear() {
+    const A* bias = static_cast<const A*>(a.bias);
+    for (int64_t index = task.first_group; index < task.last_group; ++index) {
+      const ChannelGroup g = groups.at(index);
+      const Vector<A> value = bias == nullptr ? Vector<A>{} : groups.is_single(g) ? broadcast(bias[g.first]) : load_row(bias + g.first, 1, g.count);
+      for (int64_t i = 0; i < entries; ++i) sums[(index - task.first_group) * entries + i] = value;
     }
-    for (int64_t i = 0; i <= cells; ++i) begin[i + 1] += begin[i];
-    std::vector<int64_t> next(begin);
-    entry.resize(size_t(pixels));
-    for (int64_t y = 0, p = 0; y < a.height; ++y) {
-      for (int64_t x = 0; x < a.width; ++x, ++p) {
-        const FlowSample<A> sample = flow_sample<A>(a, b, y, x);
-        entry[next[cell[p]]++] = {y * a.gradient.stride[2] + x * a.gradient.stride[3], sample.y.fraction, sample.x.fraction};
+  }
+  void begin(int64_t index, const ChannelGroup& next, int64_t s) {
+    group = next;
+    sum = sums + (index - task.first_group) * entries;
+    weight = groups.is_single(group) ? broadcast(weights(s)[group.first]) : load_row(weights(s) + group.first, 1, group.count);
+  }
+  void end(int64_t) {}
+  void tile(int64_t, int64_t, int64_t vector, int64_t count, const Vector<A>* values) {
+    Vector<A>* to = sum + vector * kWidth<A>;
+    for (int64_t i = 0; i < count; ++i) to[i] = multiply_add(weight, values[i], to[i]);
+  }
+  void pixels(int64_t, int64_t, int64_t vector, int64_t, Vector<A> values) { sum[vector] = multiply_add(weight, values, sum[vector]); }
+  void finish() {
+    WarpReceiver<T> store{a, task.b};
+    for (int64_t index = task.first_group; index < task.last_group; ++index) {
+      store.begin(index, groups.at(index), 0);
+      Vector<A>* values = sums + (index - task.first_group) * entries;
+      for (int64_t y = task.first, vector = 0; y < task.last; ++y) {
+        for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
+          const int64_t count = lanes_at<A>(x, a.width);
+          groups.is_single(store.group) ? store.pixels(y, x, vector, count, values[vector])
+                                        : store.tile(y, x, vector, count, values + vector * kWidth<A>);
+        }
       }
     }
   }
 };
 
+// Vectors of a group of channels in a task: one per pixel, rows filled up to whole vectors of pixels.
 template <typename A>
-void fill_sources(const FlowWarpArguments& a, const CellLists<A>& lists, const Rows& rows, Taps<A>* taps) {
-  int64_t pixel = 0, count = 0;
-  for (int64_t y = rows.first; y < rows.last; ++y) {
-    const int64_t first = flow_first_cell(a, y, 0, 0), last = flow_first_cell(a, y, a.width, 1) + 1;
-    taps->reserve((rows.last - rows.first) * a.width, count + 2 * (lists.begin[last] - lists.begin[first]));
-    int64_t* offset = taps->offset.data();
-    A* weight = taps->weight.data();
-    for (int64_t x = 0; x < a.width; ++x) {
-      for (int k = 3; k >= 0; --k) {
-        const int64_t cell = flow_first_cell(a, y, x, 1 - k / 2) + 1 - k % 2;
-        for (int64_t i = lists.begin[cell], last_entry = lists.begin[cell + 1]; i < last_entry; ++i) {
-          offset[count] = lists.entry[i].offset;
-          weight[count] = flow_weight(lists.entry[i].fraction_y, lists.entry[i].fraction_x, k);
-          count += weight[count] != A(0);
+int64_t entries_of(const FlowWarpArguments& a, const FlowTask& task) {
+  return (task.last - task.first) * ((a.width + kWidth<A> - 1) / kWidth<A>) * kWidth<A>;
+}
+
+template <typename T>
+struct PoolScratch {
+  Warper<T> warper;
+  AlignedArray<Vector<Accumulate<T>>> vectors;
+};
+
+template <typename T>
+void pool_forward(const FlowWarpArguments& a) {
+  const ChannelGroups groups{a.channels, kWidth<Accumulate<T>>, reads_directly(a)};
+  for_tasks<PoolScratch<T>>(a, groups, kBlockPixels, [&](PoolScratch<T>& scratch, const FlowTask& task) {
+    const int64_t entries = entries_of<Accumulate<T>>(a, task);
+    PoolReceiver<T> receive{a, groups, task, scratch.vectors.reserve((task.last_group - task.first_group) * entries), entries};
+    receive.clear();
+    for (int64_t s = 0; s < a.steps; ++s) scratch.warper.run(a, groups, task, s, receive);
+    receive.finish();
+  });
+}
+
+// Sums the warped values times the gradient of the pooled output.
+template <typename T>
+struct WeightReceiver {
+  using A = Accumulate<T>;
+  const FlowWarpArguments& a;
+  const ChannelGroups& groups;
+  FlowTask task;
+  Vector<A>* gradients;  // [groups of the task, entries], as the sums of PoolReceiver
+  int64_t entries;
+  A* partial;  // [S, C], of this task
+  ChannelGroup group{};
+  const Vector<A>* gradient = nullptr;
+  Vector<A> total{};
+
+  void load_gradients() {
+    for (int64_t index = task.first_group; index < task.last_group; ++index) {
+      const ChannelGroup g = groups.at(index);
+      const T* from = frame_of<const T>(a.gradient, task.b, 0, g.first);
+      Vector<A>* to = gradients + (index - task.first_group) * entries;
+      for (int64_t y = task.first, vector = 0; y < task.last; ++y) {
+        for (int64_t x = 0; x < a.width; x += kWidth<A>, ++vector) {
+          const T* at = from + y * a.gradient.row + x * a.gradient.column;
+          const int64_t count = lanes_at<A>(x, a.width);
+          if (groups.is_single(g))
+            to[vector] = load_row(at, a.gradient.column, count);
+          else
+            load_tile(a.gradient, at, g.count, count, to + vector * kWidth<A>);
         }
       }
-      taps->end[pixel++] = count;
     }
   }
-}
+  void begin(int64_t index, const ChannelGroup& next, int64_t) {
+    group = next;
+    gradient = gradients + (index - task.first_group) * entries;
+    total = Vector<A>{};
+  }
+  void tile(int64_t, int64_t, int64_t vector, int64_t count, const Vector<A>* values) {
+    const Vector<A>* factor = gradient + vector * kWidth<A>;
+    Vector<A> even = {}, odd = {};  // two sums, which do not wait for each other
+    for (int64_t i = 0; i < count; ++i) {
+      Vector<A>& sum = i % 2 ? odd : even;
+      sum = multiply_add(factor[i], values[i], sum);
+    }
+    total += even + odd;
+  }
+  void pixels(int64_t, int64_t, int64_t vector, int64_t, Vector<A> values) { total = multiply_add(gradient[vector], values, total); }
+  void end(int64_t s) {
+    if (groups.is_single(group))
+      partial[s * a.channels + group.first] = sum_of(total);
+    else
+      store_row(total, partial + s * a.channels + group.first, 1, group.count);
+  }
+};
 
 template <typename T>
-void backward_input(const FlowWarpArguments& a) {
+void backward_weight(const FlowWarpArguments& a) {
   using A = Accumulate<T>;
-  std::vector<CellLists<A>> lists{size_t(a.batch)};
-  parallel_for(0, a.batch, 1, [&](int64_t from, int64_t to) {
-    for (int64_t b = from; b < to; ++b) lists[b].fill(a, b);
+  const ChannelGroups groups{a.channels, kWidth<A>, reads_directly(a)};
+  const int64_t numbers = a.steps * a.channels;
+  std::vector<A> partial(size_t(task_count(a, groups, kBlockPixels) * numbers), A(0));
+  for_tasks<PoolScratch<T>>(a, groups, kBlockPixels, [&](PoolScratch<T>& scratch, const FlowTask& task) {
+    const int64_t entries = entries_of<A>(a, task);
+    Vector<A>* gradients = scratch.vectors.reserve((task.last_group - task.first_group) * entries);
+    WeightReceiver<T> receive{a, groups, task, gradients, entries, partial.data() + task.index * numbers};
+    receive.load_gradients();
+    for (int64_t s = 0; s < a.steps; ++s) scratch.warper.run(a, groups, task, s, receive);
   });
-  for_blocks(a, [&, taps = Taps<A>()](const Rows& rows) mutable {
-    fill_sources(a, lists[rows.b], rows, &taps);
-    sum_rows<T>(a, rows, taps, a.gradient);
-  });
-}
-
-// product[k]: the sum over channels of one pixel's gradient times corner k.
-template <typename T, typename A>
-void multiply_corners(const FlowWarpArguments& a, const T* gradient, const T* const* corner, A* product) {
-  A lane[4][kLanes] = {};
-  const int64_t stride = a.gradient.stride[1], corner_stride = a.input.stride[1];
-  int64_t c = 0;
-  if (stride == 1 && corner_stride == 1) {
-    A g[kLanes], value[kLanes];
-    for (; c + kLanes <= a.channels; c += kLanes) {
-      load_lanes<kLanes>(gradient + c, g);
-      for (int k = 0; k < 4; ++k) {
-        load_lanes<kLanes>(corner[k] + c, value);
-        PYPOSEEXT_LANES(i, kLanes) lane[k][i] = multiply_add(g[i], value[i], lane[k][i]);
-      }
-    }
-  }
-  for (int k = 0; k < 4; ++k) {
-    product[k] = A(0);
-    for (int64_t i = 0; i < kLanes; ++i) product[k] += lane[k][i];
-  }
-  for (; c < a.channels; ++c) {
-    const A g = load(gradient[c * stride]);
-    for (int k = 0; k < 4; ++k) product[k] = multiply_add(g, A(load(corner[k][c * corner_stride])), product[k]);
-  }
-}
-
-template <typename T>
-void flow_gradient_at(const FlowWarpArguments& a, int64_t b, int64_t y, int64_t x, const T* gradient, const T* input, Accumulate<T>* out) {
-  using A = Accumulate<T>;
-  const FlowSample<A> sample = flow_sample<A>(a, b, y, x);
-  const T* corner[4];
-  bool exists[4];
-  A product[4];
-  for (int k = 0; k < 4; ++k) {
-    int64_t offset;
-    exists[k] = flow_corner(a, sample, k, a.input, &offset);
-    corner[k] = input + (exists[k] ? offset : 0);
-  }
-  multiply_corners(a, gradient, corner, product);
-  for (int k = 0; k < 4; ++k)
-    if (!exists[k]) product[k] = A(0);
-  flow_gradient(sample, product, out, out + a.out.stride[1]);
-}
-
-template <typename T>
-void backward_flow(const FlowWarpArguments& a) {
-  for_blocks(a, [&](const Rows& rows) {
-    const T* input = row_of<const T>(a.input, rows.b, 0);
-    for (int64_t y = rows.first; y < rows.last; ++y) {
-      const T* gradient = row_of<const T>(a.gradient, rows.b, y);
-      auto* out = row_of<Accumulate<T>>(a.out, rows.b, y);
-      for (int64_t x = 0; x < a.width; ++x) flow_gradient_at(a, rows.b, y, x, gradient + x * a.gradient.stride[3], input, out + x * a.out.stride[3]);
-    }
-  });
+  A* total = static_cast<A*>(a.weight_gradient);
+  for (int64_t i = 0; i < numbers; ++i) total[i] = A(0);
+  for (size_t i = 0; i < partial.size(); ++i) total[int64_t(i) % numbers] += partial[i];
 }
 
 }  // namespace
@@ -259,12 +320,12 @@ void flow_warp_forward(const FlowWarpArguments& arguments) {
   dispatch_floating(arguments.dtype, [&](auto zero) { forward<decltype(zero)>(arguments); });
 }
 
-void flow_warp_backward_input(const FlowWarpArguments& arguments) {
-  dispatch_floating(arguments.dtype, [&](auto zero) { backward_input<decltype(zero)>(arguments); });
+void flow_warp_pool_forward(const FlowWarpArguments& arguments) {
+  dispatch_floating(arguments.dtype, [&](auto zero) { pool_forward<decltype(zero)>(arguments); });
 }
 
-void flow_warp_backward_flow(const FlowWarpArguments& arguments) {
-  dispatch_floating(arguments.dtype, [&](auto zero) { backward_flow<decltype(zero)>(arguments); });
+void flow_warp_pool_backward_weight(const FlowWarpArguments& arguments) {
+  dispatch_floating(arguments.dtype, [&](auto zero) { backward_weight<decltype(zero)>(arguments); });
 }
 
 }  // namespace pyposeext::PYPOSEEXT_LEVEL

@@ -8,6 +8,7 @@ from pyposeext.ops.conv_lstm_cell import conv_lstm_cell
 from pyposeext.ops.crop_affine import crop_affine
 from pyposeext.ops.deform_conv2d import deform_conv2d
 from pyposeext.ops.flow_warp import flow_warp
+from pyposeext.ops.flow_warp_pool import flow_warp_pool
 from pyposeext.ops.gaussian_heatmaps import gaussian_heatmaps
 from pyposeext.ops.gaussian_mse_loss import gaussian_mse_loss
 from pyposeext.ops.heatmap_argmax import heatmap_argmax
@@ -27,6 +28,7 @@ __all__ = [
     "crop_affine",
     "deform_conv2d",
     "flow_warp",
+    "flow_warp_pool",
     "gaussian_heatmaps",
     "gaussian_mse_loss",
     "heatmap_argmax",

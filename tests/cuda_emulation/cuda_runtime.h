@@ -115,6 +115,14 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
+template <typename T>
+unsigned __match_any_sync(unsigned mask, T value) {
+  const uint64_t* slots = emulation::exchange(mask, value);
+  unsigned bits = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    if ((emulation::participants() >> lane & 1) && emulation::from_slot<T>(slots, lane) == value) bits |= 1u << lane;
+  return bits;
+}
 inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
   const uint64_t* slots = emulation::exchange(mask, uint64_t(value));
   unsigned sum = 0;
