@@ -2,6 +2,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/vector_math.h"
 #include "cpu/heatmap_maps.h"
 #include "ops/heatmap_argmax.h"
 

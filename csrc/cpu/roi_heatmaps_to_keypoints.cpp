@@ -5,7 +5,7 @@
 
 #include "common/bicubic_math.h"
 #include "common/parallel.h"
-#include "common/vector.h"
+#include "common/vector_math.h"
 
 namespace pyposeext::PYPOSEEXT_LEVEL {
 namespace {
