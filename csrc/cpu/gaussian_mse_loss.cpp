@@ -197,8 +197,10 @@ void gradient_packed(const T* values, A* target, int64_t count, int64_t channels
     for (phase += width; phase >= channels;) phase -= channels;
     return value;
   };
-  for (; i + width <= count; i += width) write_vector(packed_gradient<A>(next(), load_vector(values + i) - take_vector(target + i)), out + i, streamed);
-  if (i < count) store_vector(packed_gradient<A>(next(), load_vector(values + i, count - i) - take_vector(target + i, count - i)), out + i, count - i);
+  for (; i + width <= count; i += width)
+    write_vector(packed_gradient<A>(next(), load_vector(values + i) - take_vector(target + i)), out + i, streamed);
+  const int64_t rest = count - i;
+  if (rest > 0) store_vector(packed_gradient<A>(next(), load_vector(values + i, rest) - take_vector(target + i, rest)), out + i, rest);
 }
 
 template <typename T>

@@ -59,7 +59,10 @@ class GaussianTarget {
   }
 
  private:
-  static A* aligned(A* at) { return at + (kVectorBytes - int64_t(reinterpret_cast<uintptr_t>(at) % kVectorBytes)) % kVectorBytes / int64_t(sizeof(A)); }
+  static A* aligned(A* at) {
+    const int64_t beyond = int64_t(reinterpret_cast<uintptr_t>(at) % kVectorBytes);
+    return at + (kVectorBytes - beyond) % kVectorBytes / int64_t(sizeof(A));
+  }
 
   void draw_channel(int64_t b, int64_t channel, int64_t first, int64_t last, A* rows, int64_t row_stride, int64_t stride) {
     const GaussianSet<A> set = gaussian_set<A>(a, b, channel);

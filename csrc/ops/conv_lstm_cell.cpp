@@ -18,7 +18,8 @@ LstmOperand operand_of(const Tensor& tensor, int64_t gate_stride = 0) {
 
 using Operands = std::array<LstmOperand*, 9>;
 Operands operands_of(ConvLstmArguments* a) {
-  return {&a->gates, &a->hidden_gates, &a->cell, &a->hidden, &a->next_cell, &a->gradient_hidden, &a->gradient_next_cell, &a->gradient_gates, &a->gradient_cell};
+  return {&a->gates,           &a->hidden_gates,       &a->cell,           &a->hidden,       &a->next_cell,
+          &a->gradient_hidden, &a->gradient_next_cell, &a->gradient_gates, &a->gradient_cell};
 }
 
 struct Dimension {
@@ -110,13 +111,16 @@ ConvLstmArguments checked(const char* op, const Tensor& gates, const std::option
 void check_gradient(const char* op, const char* name, const Tensor& gradient, const ConvLstmArguments& a, DType dtype, const Tensor& gates) {
   const bool fits = gradient.dim() == 4 && gradient.size(0) == a.size[0] && gradient.size(1) == a.size[1] && gradient.size(2) == a.size[2] &&
                     gradient.size(3) == a.size[3];
-  PYPOSEEXT_CHECK(fits && floating_dtype(op, name, gradient) == dtype, op, ": ", name, " must have the shape and dtype of what it is the gradient of, got shape ",
-                  shape_of(gradient));
+  PYPOSEEXT_CHECK(fits && floating_dtype(op, name, gradient) == dtype, op, ": ", name,
+                  " must have the shape and dtype of what it is the gradient of, got shape ", shape_of(gradient));
   check_same_device(op, name, gradient, "gates", gates);
 }
 
 ScalarType scalar_type(DType dtype) {
-  return dtype == DType::float32 ? ScalarType::Float : dtype == DType::float64 ? ScalarType::Double : dtype == DType::float16 ? ScalarType::Half : ScalarType::BFloat16;
+  return dtype == DType::float32   ? ScalarType::Float
+         : dtype == DType::float64 ? ScalarType::Double
+         : dtype == DType::float16 ? ScalarType::Half
+                                   : ScalarType::BFloat16;
 }
 
 }  // namespace
