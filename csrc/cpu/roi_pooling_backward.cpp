@@ -155,7 +155,8 @@ class Backward {
   // Bins of a roi begin at bins + distance_of(place), their channels side by side.
   template <typename S, typename DistanceOf>
   void run_tiles(const S* bins, const Channels& channels, const DistanceOf& distance_of, int64_t row_stride, int64_t column_stride) const {
-    parallel_tasks(int64_t(tiles_.size()), [] { return Scratch<A>(); }, [&](int64_t i, Scratch<A>& scratch) {
+    const int64_t pixels = int64_t(tiles_.size()) * kTileRows * kTileColumns;
+    parallel_tasks(int64_t(tiles_.size()), (pixels + tables_.work(a_)) * channels.count, [] { return Scratch<A>(); }, [&](int64_t i, Scratch<A>& scratch) {
       const Tile& tile = tiles_[i];
       const Result result = result_of(tile, channels, &scratch);
       for (int64_t column = tile.columns.first; column < tile.columns.last; column += kColumns) {

@@ -115,7 +115,7 @@ class Forward {
   }
 
   void run() const {
-    parallel_tasks(int64_t(tasks_.size()), [] { return Scratch<A>(); }, [&](int64_t i, Scratch<A>& scratch) {
+    parallel_tasks(int64_t(tasks_.size()), tables_.work(a_) * a_.channels, [] { return Scratch<A>(); }, [&](int64_t i, Scratch<A>& scratch) {
       const Task& task = tasks_[i];
       const RoiFrame& first = tables_[task.first];
       const RoiLevel& level = a_.level[first.level];

@@ -50,6 +50,9 @@ class RoiTables {
 
   int64_t size() const { return int64_t(order_.size()); }
 
+  // About as many multiplications as all bins take for one channel.
+  int64_t work(const RoiAlignArguments& arguments) const { return 4 * size() * arguments.pooled_height * arguments.pooled_width; }
+
   // Rois of one level, image and frame stand together, and near each other those that lie near each other: what one reads
   // is still in the cache for the next.
   const RoiFrame& operator[](int64_t place) const { return items_[order_[place]]; }
@@ -173,10 +176,12 @@ class RoiTables {
 };
 
 // body(task, state) for every task, each thread with a state of its own and taking the next task: tasks cost unequally.
+// `work` is their multiplications in all, about: waking a thread costs more than a few thousand of them.
 template <typename Body, typename MakeState>
-inline void parallel_tasks(int64_t count, const MakeState& make_state, const Body& body) {
+inline void parallel_tasks(int64_t count, int64_t work, const MakeState& make_state, const Body& body) {
+  constexpr int64_t kWorkOfThread = int64_t(1) << 16;
   std::atomic<int64_t> next{0};
-  parallel_for(0, std::min(count, thread_count()), 1, [&](int64_t, int64_t) {
+  parallel_for(0, std::min({count, thread_count(), 1 + work / kWorkOfThread}), 1, [&](int64_t, int64_t) {
     auto state = make_state();
     for (int64_t task = next++; task < count; task = next++) body(task, state);
     end_streaming();
