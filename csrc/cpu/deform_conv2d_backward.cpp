@@ -31,8 +31,8 @@ template <typename A> struct Run {
 
 // product[k][p] grows by the sum over channels of the column's gradient times corner k.
 template <typename A>
-void run_backward(const PixelBlock<A>& block, const SamplePlan<A>& plan, const Source<A>& source, int64_t channel, int64_t channels, const Run<A>& run,
-                  A (*product)[kBlockPixels]) {
+void run_backward(const PixelBlock<A>& block, const SamplePlan<A>& plan, const Source<A>& source, int64_t channel, int64_t channels,
+                  const Run<A>& run, A (*product)[kBlockPixels]) {
   const A* zeros = zero_channels<A>();
   A outside[kMaximumDepth];  // takes what belongs to no pixel
   std::fill_n(outside, channels, A(0));
@@ -173,8 +173,8 @@ struct Backward {
 
   void read_output_gradient(const PixelBlock<A>& block, Buffers* buffers) const {
     for (const OutputPiece& piece : pieces)
-      read_pixels(image_maps<const T>(a.out, block.image, piece.group * group_outputs + piece.output, a.out_width), piece.outputs, block.first, block.count,
-                  buffers->output_gradient.data() + piece.position, kColumnStride);
+      read_pixels(image_maps<const T>(a.out, block.image, piece.group * group_outputs + piece.output, a.out_width), piece.outputs, block.first,
+                  block.count, buffers->output_gradient.data() + piece.position, kColumnStride);
   }
 
   template <typename Body>

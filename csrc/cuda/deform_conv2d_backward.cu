@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) input_kernel(const DeformConv2dArgum
 }
 
 // Adds to product[n] the sum over some channels of a tile of a pixel's column gradients times corner n.
-template <typename T, int kOutStride, int kShare>
+template <typename T, int kShare>
 __device__ void add_products(const DeformConv2dArguments& a, const DeformSample<Accumulate<T>>& sample, int64_t image, int64_t channel, int count,
                              const Accumulate<T>* gradient, Accumulate<T>* product) {
   using A = Accumulate<T>;
@@ -207,8 +207,8 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const DeformConv2dArgu
               load_part(weight + int64_t(k) * taps * group_channels, first + column, k < outputs ? piece : 0, vectors, values);
             },
             shared);
-        add_products<T, Tile::kOutStride, kShare>(a, sample, image, channel + first, min(kColumns, piece - first), tile + own_row * Tile::kOutStride,
-                                                  product);
+        const A* own = tile + own_row * Tile::kOutStride;
+        add_products<T, kShare>(a, sample, image, channel + first, min(kColumns, piece - first), own, product);
       }
     }
 #pragma unroll

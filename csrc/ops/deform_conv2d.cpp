@@ -52,7 +52,8 @@ void set_sizes(const char* op, const Tensor& input, const Tensor& weight, const 
   a->groups = a->channels / weight.size(1);
   PYPOSEEXT_CHECK(a->groups > 0 && a->channels % weight.size(1) == 0, op, ": the channels of input, ", a->channels,
                   ", must be a multiple of those of weight, ", weight.size(1));
-  PYPOSEEXT_CHECK(a->outputs % a->groups == 0, op, ": the outputs of weight, ", a->outputs, ", must be a multiple of the ", a->groups, " weight groups");
+  PYPOSEEXT_CHECK(a->outputs % a->groups == 0, op, ": the outputs of weight, ", a->outputs, ", must be a multiple of the ", a->groups,
+                  " weight groups");
   PYPOSEEXT_CHECK(a->height < (int64_t(1) << 24) && a->width < (int64_t(1) << 24) && (a->height + 1) * (a->width + 1) < (int64_t(1) << 31), op,
                   ": input must have less than 2^31 pixels, and 2^24 in a row or column, got shape ", shape_of(input));
   a->stride_y = stride[0];
@@ -67,7 +68,8 @@ void set_sizes(const char* op, const Tensor& input, const Tensor& weight, const 
                   " and weight of shape ", shape_of(weight));
 }
 
-void set_samples(const char* op, const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask, Tensor* positions, DeformConv2dArguments* a) {
+void set_samples(const char* op, const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask, Tensor* positions,
+                 DeformConv2dArguments* a) {
   floating_dtype(op, "offset", offset);
   check_same_device(op, "offset", offset, "input", input);
   check_dim(op, "offset", offset, 4, "[N, 2 * offset groups * taps, OH, OW]");
