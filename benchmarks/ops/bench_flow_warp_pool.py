@@ -38,8 +38,8 @@ def workload(joints: int, batch: int = 1, channels_last: bool = False, backward:
         return call
 
     maps, frames = batch * SIDE * SIDE * 4, STEPS
-    # Forward: frames and flow in, one map per joint out. Backward: frames, flow and the maps' gradient in, the gradients
-    # of frames and flow out.
+    # Forward: frames and flow in, one map per joint out. Backward: frames, flow and the maps' gradient in, the
+    # gradients of frames and flow out.
     size = maps * (frames * (joints + 2) + joints)
     if backward:
         size += maps * (frames * (2 * joints + 4) + joints)

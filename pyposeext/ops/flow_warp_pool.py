@@ -31,8 +31,8 @@ def flow_warp_pool(
     Returns:
         [B, K, H, W] in `heatmaps`' dtype, channels_last where each frame is, summed in float32 (float64 for float64)
         and rounded once. Where a frame's flow is NaN or infinite that frame adds weight * 0; a neighbour of weight 0 in
-        the bilinear sum is not read. Half precision is within 1e-3, bfloat16 within 8e-3 of float64, relative to the largest
-        value.
+        the bilinear sum is not read. Half precision is within 1e-3, bfloat16 within 8e-3 of float64, relative to the
+        largest value.
 
     Raises:
         RuntimeError: a wrong rank, size, dtype, device or padding mode; a second derivative of the flow's gradient.
