@@ -56,7 +56,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
                 number(narrow.get("time")) if best != "avx2" else "",
                 number(one.get("floor")),
                 floors,
-                number(one.get("aim, times floor")),
+                one.get("aim", ""),
                 " / ".join(peers) if any(peers) else "",
                 number(one.get("times faster than reference")),
             ]

@@ -88,4 +88,10 @@ if __name__ == "__main__":
             workload("bfloat16", dtype=torch.bfloat16, peer=cv2_peer),
             workload("float32", count=1, peer=cv2_peer),
         ],
+        aims={
+            "float32 against cv2 16 x 256x192 from 1920x1080": "3 ms",
+        },
+        headlines={
+            "float32 against cv2 16 x 256x192 from 1920x1080": "crop_affine, 16 people (cv2)",
+        },
     )

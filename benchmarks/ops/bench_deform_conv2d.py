@@ -25,8 +25,6 @@ def workload(
     backward: bool = False,
     layout: torch.memory_format = torch.contiguous_format,
     dtype: torch.dtype = torch.float32,
-    aim: float = 0,
-    headline: str = "",
 ) -> Workload:
     taps = KERNEL * KERNEL
 
@@ -64,8 +62,6 @@ def workload(
         size * parts,
         operations * parts,
         dtype=dtype,
-        aim=aim,
-        headline=headline,
     )
 
 
@@ -75,15 +71,23 @@ if __name__ == "__main__":
     main(
         "deform_conv2d",
         [
-            workload(*people, aim=2.5, headline="deform_conv2d forward"),
+            workload(*people),
             workload(*people, layout=torch.channels_last),
             workload(*people, dtype=torch.bfloat16),
-            workload(*detector, aim=1.5),
+            workload(*detector),
             workload(*detector, layout=torch.channels_last),
             workload(*joints),
             workload(*family),
-            workload(*people, backward=True, headline="deform_conv2d forward and backward"),
+            workload(*people, backward=True),
             workload(*detector, backward=True),
             workload(*joints, backward=True),
         ],
+        aims={
+            "forward 8x48->48x96x72 people contiguous_format float32": "2.5 x",
+            "forward 1x256->256x50x84 detector contiguous_format float32": "1.5 x",
+        },
+        headlines={
+            "forward 8x48->48x96x72 people contiguous_format float32": "deform_conv2d",
+            "forward+backward 8x48->48x96x72 people contiguous_format float32": "deform_conv2d, forward and backward",
+        },
     )

@@ -57,4 +57,7 @@ if __name__ == "__main__":
             *([workload(17, batch=64)] if torch.cuda.is_available() else []),
             *(workload(joints, backward=True) for joints in (7, 17)),
         ],
+        headlines={
+            "forward 1x31x17x64x64 contiguous": "flow_warp_pool, 31 frames (grid_sample and sum)",
+        },
     )

@@ -78,6 +78,7 @@ def workload(
         None if slow else partial(reference, refine=refine),
         peer,
         batch * JOINTS * size[0] * size[1] * 4,
+        reads_only=True,
         reference_repeats=1,
     )
 
@@ -110,7 +111,8 @@ def flip_workload(batch: int, size: tuple[int, int]) -> Workload:
         return ops.heatmap_argmax(heatmaps, "dark", flipped=flipped, flip_permutation=permutation, flip_shift=1)
 
     name = f"dark, flip test {batch}x{JOINTS}x{size[0]}x{size[1]}"
-    return Workload(name, make, ours, None, flip_in_torch, 2 * batch * JOINTS * size[0] * size[1] * 4)
+    size_in_bytes = 2 * batch * JOINTS * size[0] * size[1] * 4
+    return Workload(name, make, ours, None, flip_in_torch, size_in_bytes, reads_only=True)
 
 
 if __name__ == "__main__":
@@ -124,4 +126,14 @@ if __name__ == "__main__":
             workload("dark", 1, (96, 72)),
             *(soft_training(256, (96, 72), layout) for layout in (torch.contiguous_format, torch.channels_last)),
         ],
+        aims={
+            "none 256x17x96x72 contiguous_format": "1.1 x",
+            "dark 256x17x96x72 contiguous_format": "1.3 x",
+            "soft 256x17x96x72 contiguous_format": "2.5 x",
+        },
+        headlines={
+            "none 256x17x96x72 contiguous_format": "heatmap_argmax (torch.max)",
+            "dark 256x17x96x72 contiguous_format": "heatmap_argmax, DARK (NumPy and OpenCV)",
+            "soft 256x17x96x72 contiguous_format": "heatmap_argmax, soft (torch)",
+        },
     )

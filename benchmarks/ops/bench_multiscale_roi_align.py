@@ -62,4 +62,11 @@ if __name__ == "__main__":
             *(workload(count, size, layout) for layout in layouts for count, size in shapes),
             *(workload(512, size, layout, backward=True) for layout in layouts for size in (7, 14)),
         ],
+        aims={
+            "forward 1000x7x7 channels_last": "5 x",
+        },
+        headlines={
+            "forward 1000x7x7 channels_last": "multiscale_roi_align, channels_last",
+            "forward+backward 512x7x7 channels_last": "multiscale_roi_align, forward and backward",
+        },
     )

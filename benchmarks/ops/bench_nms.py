@@ -52,4 +52,11 @@ if __name__ == "__main__":
             workload("batched_nms", 4500, 5),
             *(workload("nms_padded", n) for n in sizes),
         ],
+        aims={
+            "nms 4500": "4 x",
+        },
+        headlines={
+            "nms 4500": "nms",
+            "batched_nms 4500 in 5 groups": "batched_nms",
+        },
     )

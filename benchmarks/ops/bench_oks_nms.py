@@ -83,4 +83,10 @@ def workload(count: int, images: int = 1) -> Workload:
 
 
 if __name__ == "__main__":
-    main("oks_nms", [workload(30), workload(200), workload(3000, 100)])
+    main(
+        "oks_nms",
+        [workload(30), workload(200), workload(3000, 100)],
+        headlines={
+            "200 poses": "oks_nms (NumPy)",
+        },
+    )

@@ -89,4 +89,17 @@ if __name__ == "__main__":
             *(backward(7, layout, with_forward=True) for layout in layouts),
             backward(7, "channels_last", with_forward=False, dtype=torch.bfloat16),
         ],
+        aims={
+            "forward 512x7x7 sampling 2 contiguous float32": "9 x",
+            "forward 512x7x7 sampling 2 channels_last float32": "4.5 x",
+            "forward 512x14x14 sampling 2 contiguous float32": "7 x",
+            "forward 512x14x14 sampling 2 channels_last float32": "3 x",
+            "backward 512x7x7 sampling 2 channels_last float32": "9 x",
+        },
+        headlines={
+            "forward 512x7x7 sampling 2 contiguous float32": "roi_align",
+            "forward 512x7x7 sampling 2 channels_last float32": "roi_align, channels_last",
+            "forward 512x7x7 sampling 2 channels_last float16": "roi_align, half",
+            "backward 512x7x7 sampling 2 channels_last float32": "roi_align, backward",
+        },
     )

@@ -57,4 +57,10 @@ def workload(count: int, frames: int) -> Workload:
 
 
 if __name__ == "__main__":
-    main("tube_nms", [workload(1000, 3), workload(1000, 8)])
+    main(
+        "tube_nms",
+        [workload(1000, 3), workload(1000, 8)],
+        headlines={
+            "1000 tubes of 3 frames": "tube_nms (NumPy)",
+        },
+    )

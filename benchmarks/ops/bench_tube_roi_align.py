@@ -97,4 +97,10 @@ if __name__ == "__main__":
             *(workload(3, 512, 7, layout, backward=True) for layout in layouts),
             levels(3, 512, 7, "channels_last"),
         ],
+        aims={
+            "forward T3 512x7x7 channels_last": "5 x",
+        },
+        headlines={
+            "forward T3 512x7x7 channels_last": "tube_roi_align, channels_last",
+        },
     )

@@ -47,8 +47,6 @@ class Workload:
         operations: floating-point operations that no version can do without; 0 where moving bytes decides.
         reads_only: nothing of size is written, so that the floor follows from the rate of reading, not of copying.
         dtype: of the operations; the floor of 16-bit ones on a GPU follows from the rate of its matrix units.
-        aim: times the floor that this workload is meant to reach at most, for the table; 0 where there is no aim.
-        headline: a short label where this workload stands for the op in the chart and the README.
         reference_repeats: how often the reference runs at most; it can be thousands of times slower.
     """
 
@@ -61,8 +59,6 @@ class Workload:
     operations: int = 0
     reads_only: bool = False
     dtype: torch.dtype = torch.float32
-    aim: float = 0
-    headline: str = ""
     reference_repeats: int = 3
 
 
@@ -155,10 +151,6 @@ def measure(workload: Workload, device: str, repeats: int, rates: dict[str, floa
         "floor": floor,
         "times floor": medians["ours"] / floor,
     }
-    if workload.headline:
-        row["headline"] = workload.headline
-    if workload.aim:
-        row["aim, times floor"] = workload.aim
     for name in ("peer", "reference"):
         if name in medians:
             row[f"{name} time"] = medians[name]
@@ -173,7 +165,7 @@ COLUMNS = {
     "best time": "best ms",
     "floor": "floor ms",
     "times floor": "x floor",
-    "aim, times floor": "aim",
+    "aim": "aim",
     "GB/s": "GB/s",
     "times faster than peer": "x peer",
     "times faster than reference": "x reference",
@@ -258,9 +250,19 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main(op: str, workloads: list[Workload]) -> None:
-    """The command line every benchmark of an op has."""
+def main(
+    op: str, workloads: list[Workload], aims: dict[str, str] | None = None, headlines: dict[str, str] | None = None
+) -> None:
+    """The command line every benchmark of an op has.
+
+    Both dictionaries go by the names of workloads. `aims` says what is meant to be reached, for the table ("4.5 x" the
+    floor, or "40 ms"); `headlines` gives a label to those that stand for the op in the chart.
+    """
     options = parse()
+    notes = {"aim": aims or {}, "headline": headlines or {}}
+    unknown = {name for names in notes.values() for name in names} - {workload.name for workload in workloads}
+    if unknown:
+        raise ValueError(f"aims and headlines name workloads that do not exist: {', '.join(sorted(unknown))}")
     for workload in workloads:
         workload.reference = None if options.no_reference or options.alone else workload.reference
         workload.peer = None if options.alone else workload.peer
@@ -271,6 +273,8 @@ def main(op: str, workloads: list[Workload]) -> None:
         shared = ["--threads", options.threads, "--repeats", str(options.repeats), "--only", options.only]
         for level in dict.fromkeys(others):
             rows += measure_level(level, shared) if level != here else []
+    for row in rows:
+        row.update({key: names[row["workload"]] for key, names in notes.items() if row["workload"] in names})
     print(f"{op}, {options.device}")
     print(table(rows))
     if options.json:

@@ -9,9 +9,12 @@
 
 namespace pyposeext {
 
+constexpr int64_t kWorthHugePages = int64_t(4) << 20;  // bytes; below, the call costs more than it saves
+
 // A hint for the whole 2 MB pages that lie inside [data, data + bytes). What the system answers makes no difference.
 inline void prefer_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes < kWorthHugePages) return;
   constexpr uintptr_t kPage = uintptr_t(1) << 21;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;

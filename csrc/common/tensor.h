@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/check.h"
+#include "common/huge_pages.h"
 #include "common/numeric.h"
 
 namespace pyposeext {
@@ -71,11 +72,14 @@ inline bool is_channels_last(const Tensor& tensor) {  // [N, C, ..., W]: channel
   return true;
 }
 
+// Uninitialised, on the device of `like`. On the CPU a large one asks for huge pages.
 inline Tensor empty_with_layout(std::vector<int64_t> sizes, ScalarType dtype, const Tensor& like, bool channels_last) {
   const MemoryFormat format = !channels_last      ? MemoryFormat::Contiguous
                               : sizes.size() == 5 ? MemoryFormat::ChannelsLast3d
                                                   : MemoryFormat::ChannelsLast;
-  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  Tensor result = torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  if (result.is_cpu()) prefer_huge_pages(result.mutable_data_ptr(), result.numel() * int64_t(result.element_size()));
+  return result;
 }
 
 // Whether the CUDA kernels compute with this tensor. In the build that emulates them for the tests they take all tensors.

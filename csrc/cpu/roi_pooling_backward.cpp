@@ -1,5 +1,4 @@
 #include "common/aligned_array.h"
-#include "common/huge_pages.h"
 #include "cpu/roi_packing.h"
 #include "cpu/roi_tables.h"
 #include "ops/roi_pooling.h"
@@ -81,12 +80,7 @@ class Backward {
  public:
   using A = Accumulate<T>;
 
-  explicit Backward(const RoiAlignArguments& arguments) : a_(arguments), tables_(arguments, true) {
-    for (int64_t l = 0; l < a_.levels; ++l) {
-      const int64_t bytes = a_.batch * a_.channels * a_.frames * a_.level[l].height * a_.level[l].width * int64_t(sizeof(T));
-      if (bytes >= kLargeResult) prefer_huge_pages(a_.level[l].data, bytes);
-    }
-  }
+  explicit Backward(const RoiAlignArguments& arguments) : a_(arguments), tables_(arguments, true) {}
 
   void run() {
     plan();

@@ -1,5 +1,4 @@
 #include "common/aligned_array.h"
-#include "common/huge_pages.h"
 #include "cpu/roi_packing.h"
 #include "cpu/roi_tables.h"
 #include "ops/roi_pooling.h"
@@ -107,7 +106,6 @@ class Forward {
   explicit Forward(const RoiAlignArguments& arguments) : a_(arguments), tables_(arguments, false) {
     const int64_t bytes = a_.rois * a_.channels * a_.frames * a_.pooled_height * a_.pooled_width * int64_t(sizeof(T));
     large_ = bytes >= kLargeResult;
-    if (large_) prefer_huge_pages(a_.pooled, bytes);
     // Streaming needs whole vectors at aligned addresses: a pixel's channels must be a whole number of them.
     constexpr int64_t kAlignment = kWidth<A> * int64_t(sizeof(T));
     streams_ = large_ && reinterpret_cast<uintptr_t>(a_.pooled) % kAlignment == 0 && a_.channels % kWidth<A> == 0;

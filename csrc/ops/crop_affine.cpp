@@ -2,7 +2,6 @@
 // of a batch in one pass.
 #include "ops/crop_affine.h"
 
-#include "common/huge_pages.h"
 #include "common/op.h"
 #include "common/tensor.h"
 
@@ -95,7 +94,6 @@ Tensor crop_affine(const Tensor& frames,                      // [F, H, W, 3], u
   arguments.swap_channels = swap_channels;
   arguments.channels_last = channels_last;
   arguments.out = out.mutable_data_ptr();
-  if (out.is_cpu()) prefer_huge_pages(arguments.out, out.numel() * int64_t(out.element_size()));
   PYPOSEEXT_LAUNCH(crop_affine, frames, arguments);
   return out;
 }

@@ -2,7 +2,6 @@
 // (layers.paste_masks_in_image) do. paste_masks_runs: the same masks as COCO's run lengths, without the image.
 #include "ops/paste_masks.h"
 
-#include "common/huge_pages.h"
 #include "common/op.h"
 #include "common/tensor.h"
 
@@ -61,7 +60,6 @@ Tensor paste_masks(const Tensor& masks,  // [N, M, M] or [N, 1, M, M]
   if (out.numel() == 0) return out;
   arguments.soft = soft;
   arguments.out = out.mutable_data_ptr();
-  if (out.is_cpu()) prefer_huge_pages(arguments.out, out.numel() * int64_t(out.element_size()));
   PYPOSEEXT_LAUNCH(paste_masks, masks, arguments);
   return out;
 }

@@ -48,6 +48,8 @@ class OpCase:
         tolerance: largest error against float64, relative to the largest value, for each dtype.
         exact: results (indices) must be equal, not close.
         keeps_layout: channels_last in, channels_last out.
+        ignores_autocast: under autocast the result is that of the plain call.
+        capturable: nothing is read back, so that a CUDA graph can hold the op.
     """
 
     name: str
@@ -65,6 +67,8 @@ class OpCase:
     )
     exact: bool = False
     keeps_layout: bool = True
+    ignores_autocast: bool = True
+    capturable: bool = True
 
     def arguments(self, seed: int, size: str, dtype: torch.dtype, layout: str, device: str) -> list[Any]:
         """`make`'s arguments with the data in this dtype and layout and everything on the device."""
@@ -199,6 +203,8 @@ def check_registration(case: OpCase, device: str) -> None:
     exported = torch.export.export(_Module(case.function, arguments), tuple(_tensors_in(arguments)))
     for have, want in zip(tensors_of(exported.module()(*_tensors_in(arguments))), expected, strict=True):
         assert torch.equal(have, want)
+    if not case.ignores_autocast:
+        return
     with torch.autocast(device, dtype=torch.bfloat16):
         for have, want in zip(tensors_of(case.function(*arguments)), expected, strict=True):
             assert torch.equal(have, want)
@@ -266,7 +272,7 @@ def check_cuda_streams(case: OpCase) -> None:
     stream.synchronize()
     for have, want in zip(results, expected, strict=True):
         assert torch.equal(have, want)
-    if case.name not in ("nms", "batched_nms"):  # these read the number of rows back, which no graph can hold
+    if case.capturable:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured = tensors_of(case.function(*arguments))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import importlib
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyposeext import ops
-from tests.ops.harness import DEVICES, DTYPES, LAYOUTS, OpCase, check_registration, contract_tests, with_layout
+from tests.ops.harness import DEVICES, DTYPES, LAYOUTS, OpCase, contract_tests, with_layout
 
 module = importlib.import_module("pyposeext.ops.deform_conv2d")
 nan, inf = float("nan"), float("inf")
@@ -81,6 +80,7 @@ CASE = OpCase(
     make=make,
     raw=raw,
     data=(0, 1, 2, 3, 7),
+    ignores_autocast=False,  # it follows the rule of a convolution, which a test below checks
     differentiable=(0, 1, 2, 3, 7),
     double_backward=False,
     empty=[
@@ -115,15 +115,7 @@ CASE = OpCase(
 )
 
 
-def without_autocast(*values: object) -> torch.Tensor:
-    with torch.autocast(values[0].device.type, enabled=False):
-        return ops.deform_conv2d(*values)
-
-
-class TestContract(contract_tests(CASE)):  # type: ignore[misc]
-    def test_registration(self, device: str) -> None:
-        """Under autocast the op goes to the lower dtype, as a convolution does; a test below says how."""
-        check_registration(dataclasses.replace(CASE, function=without_autocast), device)
+TestContract = contract_tests(CASE)
 
 
 def both(values: tuple[object, ...], device: str, other=module.reference) -> list[list[torch.Tensor]]:

@@ -64,6 +64,7 @@ shared = {
 TestTubeNms = contract_tests(
     OpCase(
         name="tube_nms",
+        capturable=False,  # the number of rows is read back
         function=ops.tube_nms,
         reference=reference,
         empty=[(lambda device: ops.tube_nms(*nothing(device), 0.5), [[0]])],
