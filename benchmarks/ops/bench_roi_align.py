@@ -52,12 +52,12 @@ def forward(size: int, ratio: int, layout: str, dtype: torch.dtype = torch.float
 
 
 def backward(size: int, layout: str, with_forward: bool, dtype: torch.dtype = torch.float32) -> Workload:
-    """The backward alone runs over a graph that the forward left; the peer's is run alike."""
+    """The backward alone runs over a graph that the forward left; the peer's is run alike. It has no bfloat16."""
+    peer = None if dtype == torch.bfloat16 else torchvision_roi_align
 
     def make(device: str) -> tuple[Tensor, ...]:
         input, boxes = maps(dtype, layout, device).requires_grad_(True), rois(COUNT, device)
-        functions = [ops.roi_align] if torchvision_roi_align is None else [ops.roi_align, torchvision_roi_align]
-        pooled = [function(input, boxes, size, 1 / STRIDE, 2) for function in functions]
+        pooled = [function(input, boxes, size, 1 / STRIDE, 2) for function in [ops.roi_align, peer] if function]
         return input, boxes, torch.randn_like(pooled[0]), *pooled
 
     def run(function, place: int):
@@ -72,7 +72,7 @@ def backward(size: int, layout: str, with_forward: bool, dtype: torch.dtype = to
         make,
         run(ops.roi_align, 0),
         None,
-        run(torchvision_roi_align, 1),
+        run(peer, 1),
         (2 if with_forward else 1) * floor(size, dtype),
     )
 

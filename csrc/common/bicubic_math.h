@@ -40,11 +40,11 @@ PYPOSEEXT_HOST_DEVICE int64_t tap_pixel(int64_t cell, int64_t i, int64_t size) {
   return pixel < 0 ? 0 : pixel >= size ? size - 1 : pixel;
 }
 
-// The first target whose cell is `cell` or a later one: where each cell's targets begin.
+// The first target whose cell is `cell` or a later one, `target_size` where there is none: where each cell's targets begin.
 template <typename A>
 PYPOSEEXT_HOST_DEVICE int64_t first_target(int64_t cell, int64_t size, int64_t target_size) {
   int64_t target = int64_t((A(cell) - A(0.5)) * (A(target_size) / A(size)) - A(0.5)) - 1;  // one or two too early
-  if (target < 0) target = 0;
+  target = target < 0 ? 0 : target < target_size ? target : target_size;
   while (target < target_size && cubic_taps<A>(target, size, target_size).cell < cell) ++target;
   return target;
 }
