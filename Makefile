@@ -55,7 +55,7 @@ bench: $(VENV)/.installed
 # The table of all results, in docs/kernels.md too, and the chart.
 bench-table: $(VENV)/.installed
 	$(PIP) install -q --disable-pip-version-check "matplotlib>=3.8"
-	$(VENV)/bin/python -m benchmarks.summary --device $(DEVICE) --markdown docs/kernels.md --chart docs/images/kernels_$(DEVICE).png
+	$(VENV)/bin/python -m benchmarks.summary --device $(DEVICE) --docs docs --chart docs/images/kernels_$(DEVICE).png
 
 # Registers and spills of the CUDA kernels, as ptxas reports them.
 resources: $(VENV)/.installed

@@ -35,8 +35,9 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 20 else f"{value:.1f}" if value >= 2 else f"{value:.2f}"
 
 
-def markdown(results: list[dict[str, Any]]) -> str:
-    """One row a workload: the best instruction set at one thread and two, and AVX2 at one."""
+def markdown(results: list[dict[str, Any]], notable: bool) -> str:
+    """One row a workload: the best instruction set at one thread and two, and AVX2 at one. Or only the notable ones,
+    which have an aim or a place in the chart."""
     lines = [
         "| op | workload | ms, 1 thread | 2 threads | AVX2, 1 thread | floor ms | times the floor, 1 / 2 threads | aim "
         "| times faster than peer, 1 / 2 | than reference |",
@@ -45,6 +46,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
     for result in results:
         best = result["machine"]["build"]["cpu_level"]
         for name, rows in by_workload(result["rows"]).items():
+            if notable and not any("aim" in row or "headline" in row for row in rows.values()):
+                continue
             one, two, narrow = rows.get((best, 1), {}), rows.get((best, 2), {}), rows.get(("avx2", 1), {})
             floors = " / ".join(number(row.get("times floor")) for row in (one, two))
             peers = [number(row.get("times faster than peer")) for row in (one, two)]
@@ -62,6 +65,23 @@ def markdown(results: list[dict[str, Any]]) -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def where(machine: dict[str, Any]) -> str:
+    """The machine, the versions and the day, in a line."""
+    device = machine.get("gpu") or f"{machine['processors']} shared cores of an {machine['processor']}, "
+    level = "" if machine.get("gpu") else machine["build"]["cpu_level"]
+    return f"{device}{level}, torch {machine['torch']}, {machine['date']}, commit {machine['commit']}"
+
+
+def write_docs(results: list[dict[str, Any]], docs: Path) -> None:
+    """The notable figures into docs/kernels.md, all figures of an op into its own page."""
+    where_all = "; ".join(sorted({where(result["machine"]) for result in results}))
+    replace_between_marks(docs / "kernels.md", f"{where_all}.\n\n{markdown(results, notable=True)}")
+    for result in results:
+        page = docs / "kernels" / f"{result['op']}.md"
+        if page.exists():
+            replace_between_marks(page, f"{where(result['machine'])}.\n\n{markdown([result], notable=False)}")
 
 
 def replace_between_marks(path: Path, text: str) -> None:
@@ -120,7 +140,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="The figures of all ops as a table and a chart.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--markdown", type=Path, help="a page whose marked part becomes the table")
+    parser.add_argument("--docs", type=Path, help="the folder of pages whose marked parts become the tables")
     parser.add_argument("--chart", type=Path, help="a PNG file to draw")
     options = parser.parse_args()
     found = load(options.device)
@@ -129,7 +149,7 @@ if __name__ == "__main__":
     for one in found:
         print(f"\n{one['op']}, {options.device}, {one['machine']['date']}, commit {one['machine'].get('commit', '')}")
         print(table(one["rows"]))
-    if options.markdown:
-        replace_between_marks(options.markdown, markdown(found))
+    if options.docs:
+        write_docs(found, options.docs)
     if options.chart:
         draw(found, options.chart)

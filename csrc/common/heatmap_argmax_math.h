@@ -10,7 +10,7 @@
 namespace pyposeext {
 
 enum class Refinement : int32_t { none, quarter, dark, dark_udp };
-enum class QuarterGuard : int32_t { hrnet, mmpose, hourglass, separate };
+enum class QuarterGuard : int32_t { hrnet, mmpose, inside, separate };
 enum class NonPositive : int32_t { keep, zero, minus_one };
 
 constexpr int kMaximumBlurRadius = 15;
@@ -103,7 +103,7 @@ template <typename A> PYPOSEEXT_HOST_DEVICE A quarter_of(A difference) { return 
 template <typename T>
 PYPOSEEXT_HOST_DEVICE Offset<Accumulate<T>> quarter_offset(const MapView<T>& map, int64_t y, int64_t x, QuarterGuard guard) {
   using A = Accumulate<T>;
-  const int64_t first = guard == QuarterGuard::hourglass ? 1 : 2;
+  const int64_t first = guard == QuarterGuard::inside ? 1 : 2;
   const bool inner_x = x >= first && x < map.width - 1, inner_y = y >= first && y < map.height - 1;
   bool along_x = inner_x && inner_y, along_y = along_x;
   if (guard == QuarterGuard::mmpose) along_x = inner_x && y > 0, along_y = inner_y && x > 0;

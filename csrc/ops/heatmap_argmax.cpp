@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor> heatmap_argmax(const Tensor& heatmaps,  // [B, K, H, 
                                           const std::optional<Tensor>& affine) {  // [B, 2, 3] -> [B, K, 2], [B, K]
   Checked<HeatmapArgmaxArguments> arguments(heatmaps, Flip{flipped, flip_permutation, flip_shift}, affine);
   arguments.refine = Refinement(index_of<4>("refine", refine, {"none", "quarter", "dark", "dark_udp"}));
-  arguments.quarter_guard = QuarterGuard(index_of<4>("quarter_guard", quarter_guard, {"hrnet", "mmpose", "hourglass", "separate"}));
+  arguments.quarter_guard = QuarterGuard(index_of<4>("quarter_guard", quarter_guard, {"hrnet", "mmpose", "inside", "separate"}));
   arguments.nonpositive = NonPositive(index_of<3>("nonpositive", nonpositive, {"keep", "zero", "minus_one"}));
   PYPOSEEXT_CHECK(blur_kernel > 0 && blur_kernel <= 2 * kMaximumBlurRadius + 1 && blur_kernel % 2 == 1, kOp,
                   ": blur_kernel must be odd, from 1 to ", 2 * kMaximumBlurRadius + 1, ", got ", blur_kernel);

@@ -20,7 +20,7 @@ def heatmap_argmax(
     *,
     blur_kernel: int = 11,
     temperature: float = 1.0,
-    quarter_guard: Literal["hrnet", "mmpose", "hourglass", "separate"] = "hrnet",
+    quarter_guard: Literal["hrnet", "mmpose", "inside", "separate"] = "hrnet",
     nonpositive: Literal["keep", "zero", "minus_one"] = "keep",
     flipped: Tensor | None = None,
     flip_permutation: Tensor | None = None,
@@ -42,8 +42,8 @@ def heatmap_argmax(
             sigma 2, 17 with sigma 3.
         temperature: of "soft", positive.
         quarter_guard: the border rule of "quarter". "hrnet": both axes where 1 < x < W - 1 and 1 < y < H - 1.
-            "mmpose": x where 1 < x < W - 1 and 0 < y < H, y likewise. "hourglass" (Newell et al.'s own code): both axes
-            where 0 < x < W - 1 and 0 < y < H - 1. "separate": x where 1 < x < W - 1, y where 1 < y < H - 1.
+            "mmpose": x where 1 < x < W - 1 and 0 < y < H, y likewise. "separate": x where 1 < x < W - 1, y where
+            1 < y < H - 1. "inside": both axes wherever both neighbours exist.
         nonpositive: what a maximum of 0 or less gives. "keep": its place, since logits may all be negative. "zero":
             (0, 0) as HRNet does, "minus_one": (-1, -1) as mmpose does, both unrefined. Not for "soft".
         flipped: the flip test: heatmaps [B, K, H, W] of the mirrored images, of the same dtype. Everything is then done
@@ -213,7 +213,7 @@ def _offset(heatmap: Tensor, place: Tensor, refine: str, blur_kernel: int, quart
     height, width = heatmap.shape
     x, y = int(place[0]), int(place[1])
     if refine == "quarter":
-        below = 0 if quarter_guard == "hourglass" else 1
+        below = 0 if quarter_guard == "inside" else 1
         inner_x, inner_y = below < x < width - 1, below < y < height - 1
         along_x, along_y = inner_x and inner_y, inner_x and inner_y
         if quarter_guard == "mmpose":

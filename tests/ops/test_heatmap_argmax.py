@@ -89,7 +89,7 @@ shared = {
         (lambda: call(blur_kernel=33), "blur_kernel must be odd, from 1 to 31, got 33"),
         (
             lambda: call(quarter_guard="none"),
-            "quarter_guard must be one of hrnet, mmpose, hourglass, separate, got none",
+            "quarter_guard must be one of hrnet, mmpose, inside, separate, got none",
         ),
         (lambda: call(nonpositive="drop"), "nonpositive must be one of keep, zero, minus_one, got drop"),
         (lambda: call_flipped(permutation=None), "flipped and flip_permutation must be given together"),
@@ -428,7 +428,7 @@ def test_nonpositive_maxima(device: str) -> None:
         ops.heatmap_argmax(maps, "soft", nonpositive="zero")
 
 
-@pytest.mark.parametrize("guard", ["hrnet", "mmpose", "hourglass", "separate"])
+@pytest.mark.parametrize("guard", ["hrnet", "mmpose", "inside", "separate"])
 def test_quarter_guards_at_every_pixel(guard: str) -> None:
     """The published loops, for a maximum at each pixel of a map that rises to the right and down."""
     height, width = 6, 5
@@ -443,7 +443,7 @@ def test_quarter_guards_at_every_pixel(guard: str) -> None:
             if guard == "mmpose":
                 dx = 0.25 if 1 < x < width - 1 and 0 < y < height else 0.0
                 dy = 0.25 if 1 < y < height - 1 and 0 < x < width else 0.0
-            if guard == "hourglass" and 0 < x < width - 1 and 0 < y < height - 1:
+            if guard == "inside" and 0 < x < width - 1 and 0 < y < height - 1:
                 dx = dy = 0.25
             if guard == "separate":
                 dx = 0.25 if 1 < x < width - 1 else 0.0
