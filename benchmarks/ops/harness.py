@@ -32,7 +32,7 @@ import pyposeext
 from pyposeext import _C
 
 SECONDS_PER_CONTESTANT = 4.0  # a slow contestant is repeated less often, but at least twice
-SHORT = 0.005  # seconds; so short a call is made once before it is timed, since the other contestants left the core cold
+SHORT = 0.005  # seconds; so short a call is made once before it is timed: the other contestants left the core cold
 # glibc hands large blocks back to the system, and the next result then starts with a page fault for each of its pages,
 # which can take longer than the kernel. Kept, they cost nobody anything: neither ours nor the peers.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
