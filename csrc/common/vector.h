@@ -308,6 +308,52 @@ inline void transpose(V* rows) {
   exchange_rows<1>(rows);
 }
 
+template <int64_t kStep, typename V>
+inline void add_exchanged_rows(V* rows) {
+  constexpr int64_t width = int64_t(sizeof(V) / sizeof(rows[0][0]));
+  if constexpr (kStep < width) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < width / (2 * kStep); ++i) {
+      exchange_lanes<kStep>(rows[2 * i], rows[2 * i + 1], std::make_index_sequence<size_t(width)>());
+      rows[i] = rows[2 * i] + rows[2 * i + 1];
+    }
+    add_exchanged_rows<2 * kStep>(rows);
+  }
+}
+
+// The sum of each row, as a vector. As many rows as a vector has lanes; they are lost. Half the work of a transposition.
+template <typename V>
+inline V sums_of_rows(V* rows) {
+  add_exchanged_rows<1>(rows);
+  return rows[0];
+}
+
+// Elements place[i] and place[i] + 1 of `from`, for each lane i. On x86 faster than gathering.
+template <size_t... I>
+inline void load_pairs(const float* from, const int32_t* place, Vector<float>& first, Vector<float>& second, std::index_sequence<I...>) {
+  constexpr size_t half = sizeof...(I);
+  typedef int64_t Pairs __attribute__((vector_size(kVectorBytes)));
+  const auto pair = [&](int32_t at) {
+    int64_t value;
+    std::memcpy(&value, from + at, sizeof value);
+    return value;
+  };
+  const Pairs low = {pair(place[I])...}, high = {pair(place[half + I])...};
+  const Vector<float> a = bits_as<Vector<float>>(low), b = bits_as<Vector<float>>(high);
+  first = __builtin_shufflevector(a, b, int(2 * I)..., int(2 * half + 2 * I)...);
+  second = __builtin_shufflevector(a, b, int(2 * I + 1)..., int(2 * half + 2 * I + 1)...);
+}
+template <size_t... I>
+inline void load_pairs(const double* from, const int64_t* place, Vector<double>& first, Vector<double>& second, std::index_sequence<I...>) {
+  constexpr size_t half = sizeof...(I);
+  first = Vector<double>{from[place[I]]..., from[place[half + I]]...};
+  second = Vector<double>{from[place[I] + 1]..., from[place[half + I] + 1]...};
+}
+template <typename A>
+inline void load_pairs(const A* from, const Integer<A>* place, Vector<A>& first, Vector<A>& second) {
+  load_pairs(from, place, first, second, std::make_index_sequence<size_t(kWidth<A> / 2)>());
+}
+
 template <typename V>
 inline auto sum_of(V value) {  // in the order of the lanes: the same bits every time
   auto sum = value[0];

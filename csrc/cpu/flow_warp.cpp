@@ -69,13 +69,11 @@ void warp_tile_at_edges(const FlowSource<E, A>& source, const FlowTaps<A>& taps,
 // One channel of a vector of pixels.
 template <typename A>
 Vector<A> warp_pixels(const FlowSource<A, A>& source, const FlowTaps<A>& taps, const Integer<A>* places) {
-  Vector<Integer<A>> place;
-  std::memcpy(&place, places, sizeof place);
-  place *= Integer<A>(source.pitch);
-  Vector<A> sum = {};
+  Vector<A> corner[4], sum = {};
+  load_corners(source, taps, places, corner);
   for (int k = 0; k < 4; ++k) {
     const Vector<A> weight = load_vector(taps.weight[k]);
-    sum = multiply_add(weight, gather(source.data + source.step[k], place, weight != A(0)), sum);
+    sum = multiply_add(weight, weight != A(0) ? corner[k] : Vector<A>{}, sum);
   }
   return sum;
 }
@@ -254,6 +252,7 @@ struct WeightReceiver {
   A* partial;  // [S, C], of this task
   ChannelGroup group{};
   const Vector<A>* gradient = nullptr;
+  int64_t shared = 0;  // channels that the group before, which may be another task's, has summed
   Vector<A> total{};
 
   void load_gradients() {
@@ -276,6 +275,7 @@ struct WeightReceiver {
   void begin(int64_t index, const ChannelGroup& next, int64_t) {
     group = next;
     gradient = gradients + (index - task.first_group) * entries;
+    shared = groups.is_single(group) ? 0 : index * kWidth<A> - group.first;
     total = Vector<A>{};
   }
   void tile(int64_t, int64_t, int64_t vector, int64_t count, const Vector<A>* values) {
@@ -292,7 +292,7 @@ struct WeightReceiver {
     if (groups.is_single(group))
       partial[s * a.channels + group.first] = sum_of(total);
     else
-      store_row(total, partial + s * a.channels + group.first, 1, group.count);
+      for (int64_t i = shared; i < group.count; ++i) partial[s * a.channels + group.first + i] = total[i];
   }
 };
 

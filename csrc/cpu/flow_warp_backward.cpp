@@ -216,14 +216,14 @@ template <typename A>
 void flow_products_of_pixels(const FlowSource<A, A>& source, const FlowTaps<A>& taps, const Integer<A>* places, Vector<A> gradient, Vector<A>* dx,
                              Vector<A>* dy) {
   using I = Vector<Integer<A>>;
-  I place, flags;
-  std::memcpy(&place, places, sizeof place);
+  I flags;
   std::memcpy(&flags, taps.flags, sizeof flags);
-  place *= Integer<A>(source.pitch);
+  Vector<A> corner[4];
+  load_corners(source, taps, places, corner);
   const Vector<A> y = load_vector(taps.fraction_y), x = load_vector(taps.fraction_x);
   const Vector<A> along_x[2] = {A(1) - y, y}, along_y[2] = {A(1) - x, x};
   for (int k = 0; k < 4; ++k) {
-    const Vector<A> product = gradient * gather(source.data + source.step[k], place, (flags & (1 << k)) != 0);
+    const Vector<A> product = gradient * ((flags & (1 << k)) != 0 ? corner[k] : Vector<A>{});
     const Vector<A> of_x = along_x[k / 2] * product, of_y = along_y[k % 2] * product;
     *dx += along_x[k / 2] != A(0) ? (k % 2 ? of_x : -of_x) : Vector<A>{};
     *dy += along_y[k % 2] != A(0) ? (k / 2 ? of_y : -of_y) : Vector<A>{};
@@ -277,8 +277,8 @@ class FlowGradient {
           flow_products(source, taps, place, kWidth<A>, tile, dx, dy);
         else
           flow_products(source, taps, place, lanes, tile, dx, dy);
-        dx_[vector] += sum_of_channels(dx);
-        dy_[vector] += sum_of_channels(dy);
+        dx_[vector] += sums_of_rows(dx);
+        dy_[vector] += sums_of_rows(dy);
       }
     }
   }
@@ -292,14 +292,6 @@ class FlowGradient {
         flow_products_of_pixels(source, taps, source.places(taps, vector), scale * value, dx_ + vector, dy_ + vector);
       }
     }
-  }
-
-  // One number per pixel, as a vector of pixels. Those that a row does not have are any numbers.
-  static Vector<A> sum_of_channels(Vector<A>* tile) {
-    transpose(tile);
-    for (int64_t step = kWidth<A> / 2; step > 0; step /= 2)
-      for (int64_t i = 0; i < step; ++i) tile[i] += tile[i + step];
-    return tile[0];
   }
 
   void store_sums(const FlowWarpArguments& a) {

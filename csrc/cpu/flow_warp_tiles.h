@@ -176,7 +176,7 @@ class FlowBlock {
     }
     const int64_t low = int64_t(-maximum_of(-lowest)), high = int64_t(maximum_of(highest)) + 2;
     first_row = low < 0 ? 0 : low;
-    last_row = high > a.height ? a.height : high;
+    last_row = high < first_row ? first_row : high > a.height ? a.height : high;
   }
 
  private:
@@ -211,9 +211,24 @@ struct FlowSource {
   const E* data;
   const Integer<A>* list;  // the places of all vectors, or null: those of the taps
   int64_t pitch, step[4];
+  Integer<A> first;  // a place that has corners
 
   const Integer<A>* places(const FlowTaps<A>& taps, int64_t vector) const { return list == nullptr ? taps.pixel : list + vector * kWidth<A>; }
 };
+
+// The corners of a vector of pixels, of one channel. Those that lie outside the map are any numbers.
+template <typename A>
+void load_corners(const FlowSource<A, A>& source, const FlowTaps<A>& taps, const Integer<A>* places, Vector<A>* corner) {
+  using I = Vector<Integer<A>>;
+  I place, flags;
+  std::memcpy(&place, places, sizeof place);
+  std::memcpy(&flags, taps.flags, sizeof flags);
+  alignas(kVectorBytes) Integer<A> safe[kWidth<A>];
+  place = flags != 0 ? place : I{} + source.first;
+  std::memcpy(safe, &place, sizeof place);
+  load_pairs(source.data, safe, corner[0], corner[1]);
+  load_pairs(source.data + source.step[2], safe, corner[2], corner[3]);
+}
 
 // Makes the source of a group: channels that lie next to each other as they are; of planes a copy of the rows that the
 // samples lie in or, where those are many more pixels than sample them, of the four corners of each.
@@ -223,21 +238,21 @@ class FlowWindow {
   template <typename T>
   static FlowSource<T, A> direct(const FlowWarpArguments& a, const FlowBlock<A>& block, int64_t channel) {
     const int64_t pitch = a.input.column;
-    return {frame_of<const T>(a.input, block.rows.b, block.rows.s, channel), nullptr, pitch, {0, pitch, a.width * pitch, (a.width + 1) * pitch}};
+    return {frame_of<const T>(a.input, block.rows.b, block.rows.s, channel), nullptr, pitch, {0, pitch, a.width * pitch, (a.width + 1) * pitch}, 0};
   }
 
   template <typename T>
   FlowSource<A, A> copy(const FlowWarpArguments& a, const FlowBlock<A>& block, const ChannelGroup& group) {
     const int64_t lanes = group.count == 1 ? 1 : kWidth<A>;
-    if constexpr (std::is_same_v<T, A>)
-      if (lanes == 1 && a.input.column == 1 && a.input.row == a.width) return direct<T>(a, block, group.first);
     const int64_t pixels = (block.last_row - block.first_row) * a.width;
     if (pixels > 4 * block.vectors() * kWidth<A> + kPixels) return copy_corners<T>(a, block, group, lanes);
-    A* to = values_.reserve((pixels + kWidth<A>) * lanes);
+    const int64_t margin = (a.width + kWidth<A>) / kWidth<A> * kWidth<A>;  // corners outside the map are loaded, but not used
+    A* to = values_.reserve((pixels + 2 * margin) * lanes) + margin * lanes;
+    const A* start = to - block.first_row * a.width * lanes;
     const T* from = frame_of<const T>(a.input, block.rows.b, block.rows.s, group.first);
     for (int64_t y = block.first_row; y < block.last_row; ++y, to += a.width * lanes)
       lanes == 1 ? copy_row(a, from + y * a.input.row, to) : copy_tiles(a, from + y * a.input.row, group.count, to);
-    return {values_.data() - block.first_row * a.width * lanes, nullptr, lanes, {0, lanes, a.width * lanes, (a.width + 1) * lanes}};
+    return {start, nullptr, lanes, {0, lanes, a.width * lanes, (a.width + 1) * lanes}, Integer<A>(block.first_row * a.width)};
   }
 
  private:
@@ -278,7 +293,7 @@ class FlowWindow {
         for (int64_t c = 0; c < lanes; ++c) to[c] = c < group.count ? A(load(at[c * a.input.channel])) : A(0);
       }
     }
-    return {values_.data(), place, lanes, {0, lanes, 2 * lanes, 3 * lanes}};
+    return {values_.data(), place, lanes, {0, lanes, 2 * lanes, 3 * lanes}, 0};
   }
 };
 
