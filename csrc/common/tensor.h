@@ -115,7 +115,9 @@ class CudaScope {
 }  // namespace pyposeext
 
 // Runs pyposeext::<backend>::name(arguments) where `tensor` lies, on its device and its current stream.
-#ifdef PYPOSEEXT_WITH_CUDA
+#if defined(PYPOSEEXT_EMULATE_CUDA)
+#define PYPOSEEXT_LAUNCH(name, tensor, arguments) ::pyposeext::cuda::name(arguments, nullptr)
+#elif defined(PYPOSEEXT_WITH_CUDA)
 #define PYPOSEEXT_LAUNCH(name, tensor, arguments)           \
   do {                                                      \
     if (::pyposeext::uses_cuda(tensor)) {                   \
