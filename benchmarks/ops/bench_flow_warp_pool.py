@@ -1,6 +1,11 @@
-"""flow_warp_pool of 31 frames; grid_sample of every frame and the weighted sum of the result is the peer."""
+"""flow_warp_pool of 31 frames; grid_sample of every frame and the weighted sum of the result is the peer.
+
+In one workload our own flow_warp of the same frames, without any sum, stands in the peer's place.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,7 +24,17 @@ def warp_then_sum(heatmaps: Tensor, flow: Tensor, weight: Tensor, bias: Tensor) 
     return torch.einsum("bskhw,sk->bkhw", warped, weight) + bias[:, None, None]
 
 
-def workload(joints: int, batch: int = 1, channels_last: bool = False, backward: bool = False) -> Workload:
+def warp_alone(heatmaps: Tensor, flow: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return ops.flow_warp(heatmaps.flatten(0, 1), flow.flatten(0, 1))
+
+
+def workload(
+    joints: int,
+    batch: int = 1,
+    channels_last: bool = False,
+    backward: bool = False,
+    peer: Callable[..., Tensor] = warp_then_sum,
+) -> Workload:
     def make(device: str) -> tuple[Tensor, ...]:
         frames = torch.randn(batch * STEPS, joints, SIDE, SIDE).to(device)
         if channels_last:
@@ -45,7 +60,8 @@ def workload(joints: int, batch: int = 1, channels_last: bool = False, backward:
         size += maps * (frames * (2 * joints + 4) + joints)
     name = f"{'forward+backward' if backward else 'forward'} {batch}x{STEPS}x{joints}x{SIDE}x{SIDE}"
     layout = "channels_last" if channels_last else "contiguous"
-    return Workload(f"{name} {layout}", make, run(ops.flow_warp_pool), run(reference), run(warp_then_sum), size)
+    against = "" if peer is warp_then_sum else " (peer: our flow_warp)"
+    return Workload(f"{name} {layout}{against}", make, run(ops.flow_warp_pool), run(reference), run(peer), size)
 
 
 if __name__ == "__main__":
@@ -54,6 +70,7 @@ if __name__ == "__main__":
         [
             *(workload(joints) for joints in (7, 17)),
             workload(17, channels_last=True),
+            *(workload(joints, peer=warp_alone) for joints in (7, 17)),
             *([workload(17, batch=64)] if torch.cuda.is_available() else []),
             *(workload(joints, backward=True) for joints in (7, 17)),
         ],
