@@ -148,6 +148,20 @@ def test_softmax_scores_of_maps_without_a_maximum(device: str) -> None:
     torch.testing.assert_close(scores.cpu(), torch.tensor([[0.0, 1 / 63, 1.0]]))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("side", [1, 7, 56])
+def test_of_equal_values_none_beyond_the_box_wins(device: str, side: int) -> None:
+    """Maps of one value, resized far: every target is a maximum, and none lies beyond the box."""
+    heatmaps = torch.full((1, 2, side, side), 1.5, dtype=torch.float64, device=device)
+    boxes = torch.tensor([[10.0, 20, 510, 420]], dtype=torch.float64, device=device)
+    keypoints, scores = ops.roi_heatmaps_to_keypoints(heatmaps, boxes)
+    torch.testing.assert_close(scores.cpu(), torch.full((1, 2), 1.5, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert (keypoints[..., 0] >= 10).all()
+    assert (keypoints[..., 0] <= 510).all()
+    assert (keypoints[..., 1] >= 20).all()
+    assert (keypoints[..., 1] <= 420).all()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.tuples(st.integers(1, 20), st.integers(1, 20)),
