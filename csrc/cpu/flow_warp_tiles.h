@@ -246,7 +246,8 @@ class FlowWindow {
     const int64_t lanes = group.count == 1 ? 1 : kWidth<A>;
     const int64_t pixels = (block.last_row - block.first_row) * a.width;
     if (pixels > 4 * block.vectors() * kWidth<A> + kPixels) return copy_corners<T>(a, block, group, lanes);
-    const int64_t margin = (a.width + kWidth<A>) / kWidth<A> * kWidth<A>;  // corners outside the map are loaded, but not used
+    // Corners outside the map are loaded, but not used: up to one row and two pixels beyond the copy.
+    const int64_t margin = (a.width + 1 + kWidth<A>) / kWidth<A> * kWidth<A>;
     A* to = values_.reserve((pixels + 2 * margin) * lanes) + margin * lanes;
     const A* start = to - block.first_row * a.width * lanes;
     const T* from = frame_of<const T>(a.input, block.rows.b, block.rows.s, group.first);

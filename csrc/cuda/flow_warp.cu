@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads) tile_kernel(const FlowWarpArguments 
 
 template <typename T>
 void launch_tiles(const FlowWarpArguments& a, cudaStream_t stream) {
-  const int32_t pixels = int32_t(a.height * a.width), tiles = (pixels + kTilePixels - 1) / kTilePixels;
+  const int32_t pixels = int32_t(a.height * a.width), tiles = int32_t((int64_t(pixels) + kTilePixels - 1) / kTilePixels);
   const int32_t most = kThreads * kValuesPerThread / kTilePixels, slice = a.channels < most ? int32_t(a.channels) : most;
   const int32_t slices = int32_t((a.channels + slice - 1) / slice);
   tile_kernel<T><<<blocks_for(a.batch * slices * tiles, 1), kThreads, 0, stream>>>(a, pixels, tiles, slice, slices);
@@ -109,7 +109,7 @@ template <typename T>
 void launch_planes(const FlowWarpArguments& a, cudaStream_t stream) {
   constexpr int64_t kWantedThreads = 1 << 18;
   const int32_t pixels = int32_t(a.height * a.width);
-  const int64_t blocks = (pixels + kThreads * kPair - 1) / (kThreads * kPair), threads = a.batch * blocks * kThreads;
+  const int64_t blocks = (int64_t(pixels) + kThreads * kPair - 1) / (kThreads * kPair), threads = a.batch * blocks * kThreads;
   int64_t slices = (kWantedThreads + threads - 1) / threads;
   if (slices > (a.channels + 3) / 4) slices = (a.channels + 3) / 4;
   const int64_t slice = (a.channels + slices - 1) / slices, frames = a.batch * slices;

@@ -90,9 +90,10 @@ class TapWriter {
 
  private:
   __device__ void emit(int64_t pixel, A sum) {
-    if (sum == A(0) || count_ == room_) return;
+    const A weight = sum / grid_;
+    if (weight == A(0) || count_ == room_) return;
     taps_[count_].offset = pixel * stride_;
-    taps_[count_++].weight = sum / grid_;
+    taps_[count_++].weight = weight;
   }
 
   Tap<A>* taps_;
@@ -354,7 +355,8 @@ int64_t table_room(const RoiAlignArguments& a, int64_t bins, bool vertical) {
     const int64_t of_level = vertical ? a.level[l].height : a.level[l].width;
     if (of_level > size) size = of_level;
   }
-  return round_up(int(size < (1 << 30) ? size : (1 << 30))) + (3 + kTogether) * bins + kTogether;
+  const int64_t room = (size < (1 << 30) ? size : (1 << 30)) + (3 + kTogether) * bins + 2 * kTogether;
+  return room / kTogether * kTogether;
 }
 
 // Cuts the channels so finely that the blocks of few rois still fill the device, but not below `smallest` units.

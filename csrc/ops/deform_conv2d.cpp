@@ -11,6 +11,8 @@
 namespace pyposeext {
 namespace {
 
+constexpr int64_t kLargestStep = int64_t(1) << 24;  // of stride, padding and dilation: sizes then stay far from overflow
+
 DeformMaps maps_of(const Tensor& tensor) {
   DeformMaps maps{const_cast<void*>(tensor.const_data_ptr()), {}};
   for (int64_t d = 0; d < tensor.dim(); ++d) maps.stride[d] = tensor.stride(d);
@@ -20,6 +22,7 @@ DeformMaps maps_of(const Tensor& tensor) {
 void check_pair(const char* op, const char* name, const std::vector<int64_t>& pair, int64_t least) {
   const bool fits = pair.size() == 2 && pair[0] >= least && pair[1] >= least;
   PYPOSEEXT_CHECK(fits, op, ": ", name, " must be two numbers of at least ", least);
+  PYPOSEEXT_CHECK(pair[0] < kLargestStep && pair[1] < kLargestStep, op, ": ", name, " must be below 2^24, got ", pair[0], " and ", pair[1]);
 }
 
 void check_like_input(const char* op, const char* name, const Tensor& tensor, const Tensor& input) {
@@ -54,6 +57,7 @@ void set_sizes(const char* op, const Tensor& input, const Tensor& weight, const 
                   ", must be a multiple of those of weight, ", weight.size(1));
   PYPOSEEXT_CHECK(a->outputs % a->groups == 0, op, ": the outputs of weight, ", a->outputs, ", must be a multiple of the ", a->groups,
                   " weight groups");
+  PYPOSEEXT_CHECK(a->height > 0 && a->width > 0, op, ": input must have at least one pixel, got shape ", shape_of(input));
   PYPOSEEXT_CHECK(a->height < (int64_t(1) << 24) && a->width < (int64_t(1) << 24) && (a->height + 1) * (a->width + 1) < (int64_t(1) << 31), op,
                   ": input must have less than 2^31 pixels, and 2^24 in a row or column, got shape ", shape_of(input));
   a->stride_y = stride[0];
@@ -66,6 +70,8 @@ void set_sizes(const char* op, const Tensor& input, const Tensor& weight, const 
   a->out_width = sampled_size(a->width, a->kernel_width, a->stride_x, a->padding_x, a->dilation_x);
   PYPOSEEXT_CHECK(a->out_height > 0 && a->out_width > 0, op, ": the kernel must fit into the padded input, got input of shape ", shape_of(input),
                   " and weight of shape ", shape_of(weight));
+  PYPOSEEXT_CHECK(a->out_height * a->out_width < (int64_t(1) << 31), op, ": the result must have less than 2^31 pixels, got ", a->out_height, " x ",
+                  a->out_width);
 }
 
 void set_samples(const char* op, const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask, Tensor* positions,
@@ -209,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const 
   Tensor of_offset = gradient_of(positions, wanted[1] != 0, positions.scalar_type(), &a.offset_gradient);
   Tensor of_weight = gradient_of(weight, wanted[2] != 0, dtype, &a.weight_gradient);
   Tensor of_bias = torch::stable::empty({wanted[3] != 0 ? a.outputs : 0}, dtype, std::nullopt, input.device(), std::nullopt, std::nullopt);
-  if (wanted[3] != 0) a.bias_gradient = maps_of(of_bias);
+  if (wanted[3] != 0 && !uses_cuda(input)) a.bias_gradient = maps_of(of_bias);  // on a GPU a sum of torch's gives it
   Tensor of_mask = gradient_of(mask.value_or(input), mask.has_value() && wanted[4] != 0, dtype, &a.mask_gradient);
   if (a.batch > 0) {
     a.out = maps_of(gradient);

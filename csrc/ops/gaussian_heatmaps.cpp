@@ -47,5 +47,5 @@ std::tuple<Tensor, Tensor> gaussian_heatmaps(const Tensor& keypoints,           
 }  // namespace pyposeext
 
 PYPOSEEXT_OP(gaussian_heatmaps,
-             "(Tensor keypoints, Tensor? weights, int height, int width, float sigma, str mode, float amplitude, float cutoff, "
+             "(Tensor keypoints, Tensor? weights, SymInt height, SymInt width, float sigma, str mode, float amplitude, float cutoff, "
              "str background, bool keep_outside, str dtype, bool channels_last) -> (Tensor, Tensor)");

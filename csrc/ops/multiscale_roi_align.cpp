@@ -37,6 +37,7 @@ std::vector<Tensor> multiscale_roi_align_backward(const Tensor& gradient,  // [K
   check_level_count(op, "heights", heights.size(), "spatial_scales", spatial_scales.size());
   PYPOSEEXT_CHECK(heights.size() == widths.size(), op, ": heights and widths must be of one length, got ", heights.size(), " and ", widths.size());
   check_dim(op, "gradient", gradient, 4, "[K, C, P, Q]");
+  check_pooled_size(op, gradient.size(2), gradient.size(3));
   const DType dtype = floating_dtype(op, "gradient", gradient);
   check_device(op, "gradient", gradient);
   const Tensor rois = check_rois(op, boxes, "gradient", gradient, dtype, batch);

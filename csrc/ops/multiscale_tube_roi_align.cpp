@@ -43,6 +43,7 @@ std::vector<Tensor> multiscale_tube_roi_align_backward(const Tensor& gradient,  
   check_level_count(op, "heights", heights.size(), "spatial_scales", spatial_scales.size());
   PYPOSEEXT_CHECK(heights.size() == widths.size(), op, ": heights and widths must be of one length, got ", heights.size(), " and ", widths.size());
   check_dim(op, "gradient", gradient, 5, "[N, C, T, P, Q]");
+  check_pooled_size(op, gradient.size(3), gradient.size(4));
   const DType dtype = floating_dtype(op, "gradient", gradient);
   check_device(op, "gradient", gradient);
   const Tensor boxes = check_tubes(op, tubes, "gradient", gradient, dtype, gradient.size(2));

@@ -30,6 +30,8 @@ Tensor roi_align_backward(const Tensor& gradient,  // [K, C, P, Q]
                           bool channels_last) {  // -> [B, C, H, W]
   const char* op = "roi_align_backward";
   check_dim(op, "gradient", gradient, 4, "[K, C, P, Q]");
+  check_pooled_size(op, gradient.size(2), gradient.size(3));
+  check_scale(op, spatial_scale);
   const DType dtype = floating_dtype(op, "gradient", gradient);
   check_device(op, "gradient", gradient);
   const Tensor rois = check_rois(op, boxes, "gradient", gradient, dtype, batch);

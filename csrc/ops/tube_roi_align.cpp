@@ -31,6 +31,8 @@ Tensor tube_roi_align_backward(const Tensor& gradient,     // [N, C, T, P, Q]
                                bool channels_last) {  // -> [B, C, T, H, W]
   const char* op = "tube_roi_align_backward";
   check_dim(op, "gradient", gradient, 5, "[N, C, T, P, Q]");
+  check_pooled_size(op, gradient.size(3), gradient.size(4));
+  check_scale(op, spatial_scale);
   const DType dtype = floating_dtype(op, "gradient", gradient);
   check_device(op, "gradient", gradient);
   const Tensor boxes = check_tubes(op, tubes, "gradient", gradient, dtype, gradient.size(2));

@@ -41,7 +41,8 @@ def deform_conv2d(
     Returns:
         [N, O, OH, OW] in `input`'s dtype and layout, summed in float32 (float64 for float64). Pixels outside the map
         are 0, and so is a sample that is not within -1 < y < H and -1 < x < W, NaN and infinity included. Half
-        precision is within 2e-3, bfloat16 within 2e-2 of float64, relative to the largest value.
+        precision is within 2e-3, bfloat16 within 2e-2 of float64, relative to the largest value. On a GPU the samples
+        of 16-bit input are rounded to it before they are multiplied, as its matrix units ask.
 
     Raises:
         RuntimeError: a wrong rank, size, dtype or device; a second derivative.

@@ -91,7 +91,9 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[2]:
         of_weight = ops.flow_warp_pool_backward_weight(gradient, heatmaps, flow, ctx.padding_mode).to(weight.dtype)
     if ctx.bias_dtype is not None and ctx.needs_input_grad[3]:
-        of_bias = gradient.sum((0, 2, 3)).to(ctx.bias_dtype)
+        # Axis by axis: a sum to a single number would depend on the number of threads.
+        exact = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+        of_bias = gradient.sum(3, dtype=exact).sum(2).sum(0).to(ctx.bias_dtype)
     return of_heatmaps, of_flow, of_weight, of_bias, None
 
 

@@ -65,8 +65,8 @@ def heatmap_argmax(
 
     Raises:
         RuntimeError: a wrong shape, dtype, device or option. InputError: `nonpositive` with "soft".
-            A `flip_permutation` that is none is refused on the CPU; on a GPU an index outside 0..K-1 stands for the
-            joint itself.
+            A `flip_permutation` that is none is refused on the CPU. On a GPU an index outside 0..K-1 stands for the
+            joint itself, and of joints with the same index only the first gives `flipped` a gradient.
 
     The coordinates of "soft" are differentiable once with respect to `heatmaps` and `flipped`; nothing else is: for a
     score with a gradient take `heatmaps.amax((2, 3))`. Deterministic.

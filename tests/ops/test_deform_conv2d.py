@@ -109,6 +109,8 @@ CASE = OpCase(
         (refused(mask=zeros(2, 9, 5, 6).half()), "mask must have the dtype of input"),
         (refused(bias=zeros(3)), r"bias must be \[4\], got shape \[3\]"),
         (refused(stride=(0, 1)), "stride must be two numbers of at least 1"),
+        (refused(input=zeros(2, 3, 0, 6)), r"input must have at least one pixel, got shape \[2, 3, 0, 6\]"),
+        (refused(padding=2**40), r"padding must be below 2\^24, got 1099511627776 and 1099511627776"),
         (refused(padding=(-1, 1)), "padding must be two numbers of at least 0"),
         (refused(dilation=0), "dilation must be two numbers of at least 1"),
     ],

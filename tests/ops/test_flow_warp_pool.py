@@ -191,6 +191,16 @@ def test_fake_kernels_have_the_layout_of_the_real_ones() -> None:
         torch.library.opcheck(function.default, arguments)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_bias_gradient_is_summed_in_float32(device: str) -> None:
+    """Half precision would end at 65504; and one joint alone is the sum that threads could split."""
+    heatmaps = torch.zeros(2, 1, 1, 300, 300, dtype=torch.float16, device=device)
+    flow, weight = torch.zeros(2, 1, 2, 300, 300, device=device), torch.ones(1, 1, device=device)
+    bias = torch.zeros(1, device=device, requires_grad=True)
+    ops.flow_warp_pool(heatmaps, flow, weight, bias).sum(dtype=torch.float32).backward()
+    assert bias.grad.item() == 180000
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 18), st.integers(1, 6), st.integers(1, 6)),

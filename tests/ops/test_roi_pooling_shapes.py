@@ -160,3 +160,11 @@ def test_infinite_and_nan_values_stay_where_they_have_weight(device: str, layout
             (gradient != 0).float().to(device), rois, 1, 8, 16, 16, 1.0, 2, False, False
         ).cpu()
         assert torch.equal(broken, weighted != 0)
+
+
+def test_backwards_refuse_empty_bins_and_wrong_scales() -> None:
+    raw, rois = torch.ops.pyposeext.roi_align_backward, torch.tensor([[0.0, 0, 0, 3, 3]])
+    with pytest.raises(RuntimeError, match="output_size must be positive, got 0 x 0"):
+        raw(torch.zeros(1, 2, 0, 0), rois, 1, 2, 4, 4, 1.0, 2, False, False)
+    with pytest.raises(RuntimeError, match="spatial_scale must be a positive number, got -1"):
+        raw(torch.zeros(1, 2, 3, 3), rois, 1, 2, 4, 4, -1.0, 2, False, False)
