@@ -43,8 +43,8 @@ def crop_affine(
         [N, 3, height, width]. Pixels outside the frame are black before normalisation, as under cv2.BORDER_CONSTANT,
         and blended with their neighbours. A matrix that is not finite, or has no inverse where one is needed, gives
         black everywhere. Positions are computed in float64 and values in float32: within 1e-3 grey levels of float64,
-        whatever the size of the frame, then rounded to `dtype`. cv2 rounds its results to whole grey levels, older versions also positions to 1/32
-        pixel: they differ by up to 2 grey levels on smooth images.
+        whatever the size of the frame, then rounded to `dtype`. cv2 rounds its results to whole grey levels, older
+        versions also positions to 1/32 pixel: they differ by up to 2 grey levels on smooth images.
 
     Raises:
         RuntimeError: a wrong rank, shape, dtype, device, size, mean or std; on the CPU also a frame index that does not
