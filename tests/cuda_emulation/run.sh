@@ -15,6 +15,8 @@ mkdir -p $build/site
 cp -r pyposeext tests pyproject.toml $build/site
 rm -f $build/site/pyposeext/_C*.so
 cp $build/_C*.so $build/site/pyposeext/
+# Python reads this after the import hook of an editable install, which would lead back to the ordinary kernels.
+echo "import sys; sys.meta_path[:] = [finder for finder in sys.meta_path if 'ScikitBuild' not in type(finder).__name__]" > $build/site/sitecustomize.py
 cd $build/site
 PYPOSEEXT_EMULATED=1 PYTHONPATH=$PWD "$python" -c "from pyposeext import _C; assert _C.build_info()['cuda_toolkit'] == 'emulated on the CPU', _C.__file__"
 PYPOSEEXT_EMULATED=1 PYTHONPATH=$PWD "$python" -m pytest "$@"
