@@ -90,7 +90,7 @@ class TapWriter {
 
  private:
   __device__ void emit(int64_t pixel, A sum) {
-    const A weight = sum / grid_;
+    const A weight = sum == A(0) ? A(0) : sum / grid_;  // the grid is 0 where there are no samples
     if (weight == A(0) || count_ == room_) return;
     taps_[count_].offset = pixel * stride_;
     taps_[count_++].weight = weight;
