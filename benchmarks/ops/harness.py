@@ -31,7 +31,7 @@ from torch import Tensor
 import pyposeext
 from pyposeext import _C
 
-SECONDS_PER_CONTESTANT = 4.0  # a slow contestant is repeated less often, but at least twice
+SECONDS_PER_CONTESTANT = 1.0  # a slow contestant is repeated less often, but at least twice
 SHORT = 0.005  # seconds; so short a call is made once before it is timed: the other contestants left the core cold
 # glibc hands large blocks back to the system, and the next result then starts with a page fault for each of its pages,
 # which can take longer than the kernel. Kept, they cost nobody anything: neither ours nor the peers.
