@@ -33,7 +33,7 @@ def compile_report(source: Path, architecture: str) -> str:
 def readable(mangled: str) -> str:
     """The kernel's name, without namespaces and template arguments, which the table sums up."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
-    return re.sub(r"<.*", "", name.split("(anonymous namespace)::", 1)[-1]).split("(")[0]
+    return re.sub(r"[<(].*", "", name.removeprefix("void ").replace("(anonymous namespace)::", "")).split("::")[-1]
 
 
 def kernels(report: str) -> dict[str, list[tuple[int, int, int, int]]]:
@@ -58,9 +58,8 @@ def main() -> None:
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     with ThreadPoolExecutor(2) as pool:
         reports = list(pool.map(lambda source: compile_report(source, options.architecture), sources))
-    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout.split(
-        "release "
-    )[1]
+    about = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    version = about.split("release ")[1].split(",")[0]
     lines = [
         "# What the CUDA kernels use",
         "",
