@@ -10,27 +10,10 @@ from torch import Tensor
 
 from benchmarks.ops.harness import Workload, main
 from pyposeext import ops
+from pyposeext.skeletons import COCO17
 
 module = importlib.import_module("pyposeext.ops.oks_nms")
-SIGMAS = [
-    0.026,
-    0.025,
-    0.025,
-    0.035,
-    0.035,
-    0.079,
-    0.079,
-    0.072,
-    0.072,
-    0.062,
-    0.062,
-    0.107,
-    0.107,
-    0.087,
-    0.087,
-    0.089,
-]
-SIGMAS += [0.089]
+SIGMAS = list(COCO17.sigmas)
 THRESHOLD = 0.9
 
 

@@ -9,28 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyposeext import ops
+from pyposeext.skeletons import COCO17
 from tests.ops.harness import DEVICES, OpCase, contract_tests
 
 reference = importlib.import_module("pyposeext.ops.oks_nms").reference
-SIGMAS = [
-    0.026,
-    0.025,
-    0.025,
-    0.035,
-    0.035,
-    0.079,
-    0.079,
-    0.072,
-    0.072,
-    0.062,
-    0.062,
-    0.107,
-    0.107,
-    0.087,
-    0.087,
-    0.089,
-]
-SIGMAS += [0.089]
+SIGMAS = list(COCO17.sigmas)
 
 
 def random_poses(count: int, joints: int = 17) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
