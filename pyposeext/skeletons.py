@@ -51,7 +51,61 @@ LSP14 = Skeleton(
     flip_pairs=((0, 5), (1, 4), (2, 3), (6, 11), (7, 10), (8, 9)),
 )
 
-_ALL = {skeleton.name: skeleton for skeleton in (COCO17, POSETRACK18, LSP14)}
+MPII16 = Skeleton(
+    name="mpii16",
+    names=(
+        "right_ankle",
+        "right_knee",
+        "right_hip",
+        "left_hip",
+        "left_knee",
+        "left_ankle",
+        "pelvis",
+        "thorax",
+        "head_bottom",
+        "head_top",
+        "right_wrist",
+        "right_elbow",
+        "right_shoulder",
+        "left_shoulder",
+        "left_elbow",
+        "left_wrist",
+    ),
+    edges=(
+        *((0, 1), (1, 2), (2, 6), (6, 3), (3, 4), (4, 5), (6, 7), (7, 8), (8, 9)),
+        *((8, 12), (12, 11), (11, 10), (8, 13), (13, 14), (14, 15)),
+    ),
+    flip_pairs=((0, 5), (1, 4), (2, 3), (10, 15), (11, 14), (12, 13)),
+)
+
+# PoseTrack 2017 lists 15 joints, those that its evaluation of 2018 takes too.
+POSETRACK17 = Skeleton(
+    name="posetrack17",
+    names=(*LSP14.names[:13], "nose", "head_top"),
+    edges=(
+        *((0, 1), (1, 2), (5, 4), (4, 3), (2, 3), (2, 8), (3, 9), (8, 9), (8, 7), (7, 6)),
+        *((9, 10), (10, 11), (12, 8), (12, 9), (12, 13), (13, 14)),
+    ),
+    flip_pairs=LSP14.flip_pairs,
+)
+
+# Of detectors that give boxes and masks alone.
+NO_JOINTS = Skeleton(name="none", names=(), edges=(), flip_pairs=())
+
+_ALL = {skeleton.name: skeleton for skeleton in (COCO17, POSETRACK17, POSETRACK18, LSP14, MPII16, NO_JOINTS)}
+
+
+def skeleton_of(num_joints: int) -> Skeleton:
+    """The skeleton that published models of so many joints have: 17 COCO's, 16 MPII's, 15 PoseTrack's, 14 LSP's.
+
+    Any other number gives joints without names of their own. A checkpoint's manifest may name another skeleton.
+    """
+    known = {len(skeleton): skeleton for skeleton in (COCO17, MPII16, POSETRACK17, LSP14)}
+    if num_joints in known:
+        return known[num_joints]
+    if num_joints < 1:
+        raise InputError(f"num_joints must be at least 1, got {num_joints}")
+    return Skeleton(f"joints{num_joints}", tuple(f"joint_{index}" for index in range(num_joints)), (), ())
 
 
 def get_skeleton(name: str) -> Skeleton:

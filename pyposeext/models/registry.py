@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,28 +17,40 @@ StateDict = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published weight file, known by the first hexadecimal digits of its SHA-256.
+    """A published weight file.
 
     Attributes:
-        name: what it is called; source: where it is from; licence: as its publisher states it.
+        name: what `pyposeext weights get` calls it.
+        source: where it is from: the address of the file itself, or the page that leads to it.
+        licence: as its publisher states it.
         arguments: what the builder needs to give the file's outputs.
+        sha256: as many of the hexadecimal digits of its SHA-256 as its publisher states, or all 64 once somebody here
+            has seen the file; "" where nothing is known.
+        direct: whether `source` is the file itself.
     """
 
     name: str
     source: str
     licence: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+    direct: bool = True
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered model: its builder, its converter of published weights, and the files known by their SHA-256."""
+    """A registered model: its builder, its converter of published weights, and the files that were published."""
 
     name: str
     builder: Callable[..., nn.Module]
     convert: Callable[[StateDict], dict[str, Tensor]]
-    checkpoints: Mapping[str, Checkpoint]
+    checkpoints: tuple[Checkpoint, ...]
     signature: Callable[..., nn.Module]
+
+    def checkpoint_of(self, sha256: str) -> Checkpoint | None:
+        """The published file of that SHA-256 (64 hexadecimal digits), where it is known."""
+        known = (checkpoint for checkpoint in self.checkpoints if checkpoint.sha256)
+        return next((checkpoint for checkpoint in known if sha256.startswith(checkpoint.sha256)), None)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -53,14 +65,14 @@ ALIASES = {"default": "keypoint_rcnn_efficientnet_lite0_fpn"}
 
 def register_model(
     convert: Callable[[StateDict], dict[str, Tensor]] = dict,
-    checkpoints: Mapping[str, Checkpoint] | None = None,
+    checkpoints: Sequence[Checkpoint] = (),
     arguments_of: Callable[..., nn.Module] | None = None,
 ) -> Callable[[Builder], Builder]:
     """Decorator: registers a builder under its own name.
 
     Args:
         convert: from the published layout to this package's state dict; without it the layouts are the same.
-        checkpoints: published files, by the beginning of their SHA-256.
+        checkpoints: the published files.
         arguments_of: a builder whose arguments and defaults this one has too; it then takes ``**arguments``.
     """
 
@@ -68,7 +80,7 @@ def register_model(
         name = builder.__name__
         if name in _ENTRIES:
             raise ValueError(f"two models are named {name!r}")
-        _ENTRIES[name] = Entry(name, builder, convert, dict(checkpoints or {}), arguments_of or builder)
+        _ENTRIES[name] = Entry(name, builder, convert, tuple(checkpoints), arguments_of or builder)
         return builder
 
     return register

@@ -93,9 +93,9 @@ def manifest_of(model: nn.Module, **extra: Any) -> dict[str, Any]:
     skeleton = getattr(model, "skeleton", None)
     if skeleton is not None:
         manifest["skeleton"] = skeleton.name
-    transform = getattr(model, "transform", None)
-    if transform is not None:
-        manifest["normalisation"] = {"mean": transform.mean, "std": transform.std}
+    normaliser = getattr(model, "transform", model)
+    if hasattr(normaliser, "mean"):
+        manifest["normalisation"] = {"mean": normaliser.mean, "std": normaliser.std}
     return {**manifest, **extra}
 
 
@@ -149,7 +149,7 @@ def convert_checkpoint(
     entry = model_entry(model_name)
     state_dict = load_checkpoint(file)
     digest = file_sha256(file)
-    known = entry.checkpoints.get(digest[:8], Checkpoint(Path(file).name, Path(file).name, "not stated"))
+    known = entry.checkpoint_of(digest) or Checkpoint(Path(file).name, Path(file).name, "not stated")
     model = build_model(entry, {**known.arguments, **arguments})
     load_strictly(model, entry.convert(state_dict), f"weights {file}")
     manifest = manifest_of(model, source=known.source, source_sha256=digest, licence=known.licence)

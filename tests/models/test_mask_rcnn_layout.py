@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pyposeext.errors import InputError
 from pyposeext.layers.normalization import FrozenBatchNorm2d
-from pyposeext.models import convert_state_dict, create_model
+from pyposeext.models import convert_state_dict, create_model, registry
 from pyposeext.models.registry import Checkpoint, model_entry
 from pyposeext.models.weights import convert_checkpoint, verify_weights
 
@@ -124,10 +125,12 @@ def test_converting_something_else_says_so():
 
 
 def test_known_files_bring_their_eps():
-    checkpoints = model_entry(NAME).checkpoints
-    assert checkpoints["fc266e95"].arguments == {"norm_eps": 0.0}
-    assert checkpoints["9f466800"].arguments == {"norm_eps": 1e-5}
-    assert checkpoints["fc266e95"].source.endswith("keypointrcnn_resnet50_fpn_coco-fc266e95.pth")
+    entry = model_entry(NAME)
+    current, legacy = (entry.checkpoint_of(digits + 56 * "0") for digits in ("fc266e95", "9f466800"))
+    assert current.arguments == {"norm_eps": 0.0}
+    assert legacy.arguments == {"norm_eps": 1e-5}
+    assert current.source.endswith("keypointrcnn_resnet50_fpn_coco-fc266e95.pth")
+    assert entry.checkpoint_of(64 * "0") is None
 
 
 def test_convert_checkpoint_recognises_a_file_and_stores_its_arguments(tmp_path, monkeypatch):
@@ -135,8 +138,9 @@ def test_convert_checkpoint_recognises_a_file_and_stores_its_arguments(tmp_path,
     official = create_model(name, frozen_norm=True).state_dict()
     torch.save(with_old_names(official), tmp_path / "official.pth")
     digest = hashlib.sha256((tmp_path / "official.pth").read_bytes()).hexdigest()
-    known = Checkpoint("official", "https://example.org/official.pth", "BSD-3-Clause", {"norm_eps": 1e-5})
-    monkeypatch.setitem(model_entry(name).checkpoints, digest[:8], known)
+    known = Checkpoint("official", "https://example.org/official.pth", "BSD-3-Clause", {"norm_eps": 1e-5}, digest[:8])
+    entry = replace(model_entry(name), checkpoints=(known,))
+    monkeypatch.setattr(registry, "_ENTRIES", {**registry._ENTRIES, name: entry})
     manifest = convert_checkpoint(tmp_path / "official.pth", name, tmp_path / "ours.safetensors", dtype="float16")
     assert manifest["arguments"]["norm_eps"] == 1e-5
     assert manifest["licence"] == "BSD-3-Clause"

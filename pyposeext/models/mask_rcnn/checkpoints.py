@@ -13,16 +13,17 @@ from pyposeext.models.registry import Checkpoint
 _SOURCE = "https://download.pytorch.org/models/"
 _BATCH_NORM_EPS = 1e-5
 
-# Which eps a file needs is written nowhere in it; its name ends on the beginning of its SHA-256.
-KEYPOINT_RCNN_RESNET50 = {
-    digest: Checkpoint(
+# Which eps a file needs is written nowhere in it. Its name ends on the beginning of its SHA-256.
+KEYPOINT_RCNN_RESNET50 = tuple(
+    Checkpoint(
         name=f"keypointrcnn_resnet50_fpn_coco-{digest}",
         source=f"{_SOURCE}keypointrcnn_resnet50_fpn_coco-{digest}.pth",
         licence="BSD-3-Clause (torchvision)",
         arguments={"norm_eps": eps},
+        sha256=digest,
     )
     for digest, eps in (("fc266e95", 0.0), ("9f466800", 1e-5))
-}
+)
 
 
 def convert_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
