@@ -88,6 +88,12 @@ class CocoKeypoints:
         check_index(self.name, index, len(self))
         return len(self._annotations[self._images[index]["id"]])
 
+    def count_labelled(self, index: int) -> int:
+        """How many people of image `index` have a labelled joint."""
+        check_index(self.name, index, len(self))
+        people = (each for each in self._annotations[self._images[index]["id"]] if not each.get("iscrowd"))
+        return sum(any(visibility > 0 for visibility in (each.get("keypoints") or ())[2::3]) for each in people)
+
     def sample(self, index: int) -> Sample:
         """Image `index` in the order of image ids, decoded."""
         check_index(self.name, index, len(self))
@@ -105,6 +111,7 @@ class CocoKeypoints:
             image_id=int(record["id"]),
             areas=np.array([_area(annotation, box) for box, annotation in kept], dtype=np.float32),
             masks=_masks([annotation for _, annotation in kept], image) if self._masks else None,
+            pose_boxes=_pose_boxes([annotation for _, annotation in kept], image),
             labels=np.array([each["category_id"] for _, each in kept], dtype=np.int64) if self._labelled else None,
         )
 
@@ -169,6 +176,15 @@ def _keypoints(annotations: list[dict[str, Any]], joints: int) -> NDArray[np.flo
 def _area(annotation: dict[str, Any], box: Any) -> float:
     # Where no segment was drawn, COCO's people fill about 53 % of their boxes (mmpose's rule).
     return float(annotation.get("area") or 0.53 * (box[2] - box[0]) * (box[3] - box[1]))
+
+
+def _pose_boxes(annotations: list[dict[str, Any]], image: Any) -> NDArray[np.float32]:
+    """[N, 4] from the first to the last pixel of each box inside the image, as HRNet's released code reads COCO."""
+    last = np.array(image.shape[1::-1]) - 1
+    sides = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+    low = sides[:, :2].clip(0)
+    high = np.minimum(last, low + (sides[:, 2:] - 1).clip(0))
+    return np.concatenate([low, high], axis=1).astype(np.float32)
 
 
 def _masks(annotations: list[dict[str, Any]], image: Any) -> NDArray[np.uint8] | None:

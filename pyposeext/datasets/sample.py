@@ -31,6 +31,8 @@ class Sample:
         areas: float32 [N], the area of each person in square pixels (segment, not box, where the data set gives it).
         masks: uint8 [N, H, W], 1 where a person is, or None where the data set has none or they were not asked for.
         labels: int64 [N], what each is, in the data set's numbers; None: all are persons, 1.
+        pose_boxes: float32 [N, 4], the boxes by which a data set's protocol cuts people out for pose estimation; None:
+            `boxes`.
     """
 
     image: NDArray[np.uint8]
@@ -42,6 +44,7 @@ class Sample:
     areas: NDArray[np.float32]
     masks: NDArray[np.uint8] | None = None
     labels: NDArray[np.int64] | None = None
+    pose_boxes: NDArray[np.float32] | None = None
 
 
 class ImageDataset(Protocol):
