@@ -160,6 +160,26 @@ def _extents(masks: NDArray[np.uint8]) -> NDArray[np.float32]:
     return boxes
 
 
+def mirrored(sample: Sample, skeleton: Skeleton) -> Sample:
+    """The mirror image. The sides of boxes lie between pixels, as torchvision's training has it."""
+    width = sample.image.shape[1]
+    keypoints = sample.keypoints[:, list(skeleton.flip_order)]
+    keypoints[:, :, 0] = np.where(keypoints[:, :, 2] > 0, width - 1 - keypoints[:, :, 0], 0)
+    boxes, ignore = (
+        np.stack([width - each[:, 2], each[:, 1], width - each[:, 0], each[:, 3]], axis=1)
+        for each in (sample.boxes, sample.ignore)
+    )
+    return replace(
+        sample,
+        image=np.ascontiguousarray(sample.image[:, ::-1]),
+        boxes=boxes,
+        keypoints=keypoints,
+        ignore=ignore,
+        masks=None if sample.masks is None else np.ascontiguousarray(sample.masks[:, :, ::-1]),
+        pose_boxes=None,
+    )
+
+
 def warp_boxes(boxes: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
     """Boxes around the images of the ellipses inscribed in `boxes` [N, 4] under `matrix` [2, 3].
 

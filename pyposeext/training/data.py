@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pyposeext.datasets.sample import ImageDataset, Sample
 from pyposeext.errors import InputError
 from pyposeext.structures import Skeleton
-from pyposeext.training.augment import Augmentation, random_appearance, random_mosaic, random_view
+from pyposeext.training.augment import Augmentation, mirrored, random_appearance, random_mosaic, random_view
 
-Batch = tuple[Tensor, list[dict[str, Tensor]]]
+# [B, C, H, W], or B images of different sizes.
+Images = Tensor | list[Tensor]
+Batch = tuple[Images, list[dict[str, Tensor]]]
 # Of every process that prepares images.
 CACHE_LIMIT = 2**30
 
@@ -104,7 +106,7 @@ class BatchStream(Dataset[Batch]):
         skeleton: Skeleton,
         *,
         batch_size: int,
-        canvases: Sequence[tuple[int, int]],
+        canvases: Sequence[tuple[int, int]] | None,
         settings: Augmentation,
         seed: int = 0,
         rank: int = 0,
@@ -118,34 +120,42 @@ class BatchStream(Dataset[Batch]):
             skeleton: the model's joints.
             batch_size: images per batch on the first canvas; smaller canvases take more and larger ones fewer, so that
                 a batch is always about the same work.
-            canvases: sizes (height, width), multiples of 32; each batch takes one of them.
+            canvases: sizes (height, width), multiples of 32; each batch takes one of them. None: whole images as they
+                are, mirrored with the probability of `settings` and not otherwise changed, as Mask R-CNN was published.
             settings: the augmentation.
             seed, rank: decide the draws.
-            longest: larger images are shrunk to this longer side.
+            longest: larger images are shrunk to this longer side; whole images are not.
         """
-        self._cache = SampleCache(datasets, weights, skeleton, longest)
+        self._cache = SampleCache(datasets, weights, skeleton, None if canvases is None else longest)
         people = [dataset.count_people(index) for dataset in datasets for index in range(len(dataset))]
         self._empty = np.flatnonzero(np.array(people) == 0)
         share = np.asarray(weights, dtype=float)[self._cache.owner]
         self._probability = share / share.sum()
         self._skeleton = skeleton
         self._batch_size = batch_size
-        self._canvases = list(canvases)
+        self._canvases = None if canvases is None else list(canvases)
         self._settings = settings
         self._seed = (seed, rank)
 
     def __getitem__(self, number: int) -> Batch:
-        """Images float32 [B, 3, H, W] in 0..1 and a target for each.
+        """Images float32 [B, 3, H, W] in 0..1, or B of [3, H, W] where they are whole, and a target for each.
 
         It has boxes, labels and ignore, keypoints where the model has joints, and masks where the data set gives them.
         """
         generator = np.random.default_rng([*self._seed, number])
+        if self._canvases is None:
+            samples = [self._draw_whole(generator) for _ in range(self._batch_size)]
+            return [_tensor(sample.image) for sample in samples], [_target(sample) for sample in samples]
         size = self._canvases[int(generator.integers(len(self._canvases)))]
         height, width = self._canvases[0]
         count = max(round(self._batch_size * height * width / (size[0] * size[1])), 1)
         samples = [self._draw(size, generator) for _ in range(count)]
         images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
         return images.float().div_(255), [_target(sample) for sample in samples]
+
+    def _draw_whole(self, generator: np.random.Generator) -> Sample:
+        sample = self._cache.load(int(generator.choice(len(self._probability), p=self._probability)))
+        return mirrored(sample, self._skeleton) if generator.random() < self._settings.flip else sample
 
     def _draw(self, size: tuple[int, int], generator: np.random.Generator) -> Sample:
         settings = self._settings
@@ -195,6 +205,11 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    """Float32 [3, H, W] in 0..1."""
+    return torch.from_numpy(image).permute(2, 0, 1).float().div_(255).contiguous()
 
 
 def _target(sample: Sample) -> dict[str, Tensor]:
