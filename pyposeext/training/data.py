@@ -197,7 +197,13 @@ def batches(stream: Stream, first: int, workers: int) -> Iterator[Batch]:
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
     )
-    return iter(loader)
+    # A forked worker inherits OpenCV's pool but not its threads, and waits for them forever: fork without a pool.
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        return iter(loader)
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _start_worker(worker: int) -> None:
