@@ -116,7 +116,7 @@ def _predict_images(
         writer = CocoWriter(target, estimator.skeleton, stem, threshold)
     try:
         for name, image in _chain(first, others):
-            poses = estimator.image(image)
+            poses = estimator.image(image, name=name)
             if writer is not None:
                 writer.write_image(poses, name, image.shape[1::-1])
             if options.output is not None and "overlay" in options.formats:
