@@ -110,6 +110,10 @@ def resolve_detector(
         from pyposeext.pipelines.file_detector import FileDetector
 
         return FileDetector(detector)
+    if suffix == ".onnx":
+        from pyposeext.pipelines.onnx_detector import OnnxDetector
+
+        return OnnxDetector(detector, device, onnx or OnnxSettings())
     from pyposeext.pipelines.sources import model_and_weights
 
     name, file = model_and_weights(*_name_and_weights(str(detector)), "detector")
