@@ -104,7 +104,7 @@ class DrawingSettings:
 
     Attributes:
         keypoint_threshold: joints with a lower score are not drawn (files keep them).
-        boxes: whether boxes are drawn; people without joints and masks have theirs in any case.
+        boxes: whether boxes are drawn; those of people without joints are in any case.
         labels: whether ids are written.
         masks: whether masks are drawn, where the model gives them.
     """

@@ -159,7 +159,7 @@ class VideoPoses:
         """
         tracked = self._linker is not None
         if formats is None:
-            formats = fitting_formats(tracked, self._maximum_people)
+            formats = fitting_formats(tracked, self._maximum_people, self._skeleton)
         check_formats(formats, tracked, self._maximum_people)
         drawing = drawing or DrawingSettings()
         directory = Path(directory)

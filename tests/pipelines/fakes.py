@@ -69,6 +69,28 @@ class BrightSpotModel(nn.Module):
         }
 
 
+class MaskSpotModel(BrightSpotModel):
+    """The same with a mask, the left half of the box; perhaps without joints."""
+
+    has_masks, mask_rule = True, "detectron2"
+
+    def __init__(self, skeleton=COCO17, **arguments) -> None:
+        super().__init__(**arguments)
+        self.skeleton = skeleton
+
+    def forward(self, images, targets=None, resize=True, heatmaps=False, masks="soft"):
+        assert (masks, heatmaps) == ("cells", len(self.skeleton) > 0)
+        return super().forward(images, targets, resize, heatmaps)
+
+    def _detection(self, image):
+        found = super()._detection(image)
+        found["masks"] = torch.zeros(len(found["boxes"]), 28, 28)
+        found["masks"][:, :, :14] = 1
+        if not len(self.skeleton):
+            del found["keypoints"], found["keypoint_heatmaps"]
+        return found
+
+
 def one_person(image: np.ndarray) -> Poses:
     """One person as large as the image."""
     height, width = image.shape[:2]
