@@ -48,9 +48,9 @@ class EstimatorSettings:
     Attributes:
         pose_from: R-CNN without another detector: "features" takes the joints with the boxes from the whole, resized
             image; "crops" looks at every box again at full resolution.
-        score_threshold: people whose box has a lower score are left out; where they are tracked, one below the
-            tracker's minimum_score.
-        maximum_people: the boxes with the best this many scores are kept.
+        score_threshold: people whose box has a lower score are left out. Where they are tracked, the tracker's
+            minimum_score counts instead if it is lower.
+        maximum_people: so many boxes with the best scores are kept.
         people_per_batch: so many crops go through the model at once; bounds the memory for crowds.
         frames_per_batch: so many frames of a video are worked on at once; None for 1 on a CPU and 8 on a GPU.
         duplicate_oks: R-CNN: of two people more alike than this (OKS) the weaker goes.
@@ -59,8 +59,8 @@ class EstimatorSettings:
         crop_width: R-CNN: likewise.
         crop_margin: R-CNN: by which a box is enlarged before it is cut out.
         flip_test: top-down: take the mean of the heatmaps of a crop and its mirror image, at twice the work.
-        decoding: top-down: how the maximum of a heatmap is refined: "quarter" of a pixel as published, "dark" or
-            "none"; None for the model's own.
+        decoding: top-down: how the maximum of a heatmap is refined: by a "quarter" of a pixel as published, "dark",
+            "none", or as the "model" says.
         oks_threshold: top-down: of two people more alike than this (OKS with the areas of the crops, as HRNet
             evaluates) the weaker goes. Where the skeleton has no sigmas, it is their boxes' IoU.
         onnx: for a detector that is an .onnx file.
@@ -77,15 +77,15 @@ class EstimatorSettings:
     crop_width: int = 192
     crop_margin: float = 1.25
     flip_test: bool = True
-    decoding: Literal["none", "quarter", "dark"] | None = None
+    decoding: Literal["model", "none", "quarter", "dark"] = "model"
     oks_threshold: float = 0.9
     onnx: OnnxSettings = field(default_factory=OnnxSettings)
 
     def __post_init__(self) -> None:
         if self.pose_from not in ("features", "crops"):
             raise InputError(f"pose_from must be 'features' or 'crops', got {self.pose_from!r}")
-        if self.decoding not in (None, "none", "quarter", "dark"):
-            raise InputError(f"decoding must be 'none', 'quarter', 'dark' or None, got {self.decoding!r}")
+        if self.decoding not in ("model", "none", "quarter", "dark"):
+            raise InputError(f"decoding must be 'model', 'none', 'quarter' or 'dark', got {self.decoding!r}")
         for name in ("maximum_people", "people_per_batch", "frames_per_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -124,7 +124,8 @@ class TopDownEstimator(Estimator):
         """float32 [n, K, 3] of one batch of people."""
         settings = self.settings
         crops, matrices = self.model.crops(frames, regions, frame_index)
-        points, scores = self.model.estimate(crops, matrices, flip=settings.flip_test, decoding=settings.decoding)
+        decoding = None if settings.decoding == "model" else settings.decoding
+        points, scores = self.model.estimate(crops, matrices, flip=settings.flip_test, decoding=decoding)
         return torch.cat([points.float(), scores.float()[..., None]], dim=-1)
 
     def _kept(self, keypoints: Tensor, people: Tensor, boxes: Tensor, regions: Tensor, frame_index: Tensor) -> Tensor:

@@ -119,7 +119,9 @@ def _draw_mask(canvas: Any, poses: Poses, person: int, width: float) -> None:
     inside = cut > 0
     part[inside] = np.rint((1 - _MASK_SHARE) * part[inside] + _MASK_SHARE * np.array(colour)).astype(np.uint8)
     outlines, _ = cv2.findContours(cut, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(left, top))
-    cv2.drawContours(canvas, outlines, -1, colour, max(1, round(width)), cv2.LINE_AA)
+    thickness = max(1, round(width / 2))
+    cv2.drawContours(canvas, outlines, -1, _OUTLINE, thickness + 2, cv2.LINE_AA)
+    cv2.drawContours(canvas, outlines, -1, colour, thickness, cv2.LINE_AA)
 
 
 def _draw_box(canvas: Any, poses: Poses, person: int, width: float) -> None:

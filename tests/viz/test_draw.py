@@ -106,7 +106,7 @@ def test_a_mask_is_filled_and_outlined_in_the_colour_of_its_track():
         assert not seen[:, 150:].any()
     with_outline = draw_poses(GREY, replace(masked(), skeleton=COCO17, keypoints=np.zeros((1, 17, 3))))
     rows = np.flatnonzero(changed(with_outline)[:, 100])
-    for edge in (rows[:3], rows[-3:]):
+    for edge in (rows[:6], rows[-6:]):
         assert np.abs(with_outline[edge, 100].astype(int) - (120, 230, 120)).sum(axis=1).min() < 20
 
 
