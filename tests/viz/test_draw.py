@@ -107,7 +107,9 @@ def test_a_mask_is_filled_and_outlined_in_the_colour_of_its_track():
     with_outline = draw_poses(GREY, replace(masked(), skeleton=COCO17, keypoints=np.zeros((1, 17, 3))))
     rows = np.flatnonzero(changed(with_outline)[:, 100])
     for edge in (rows[:6], rows[-6:]):
-        assert np.abs(with_outline[edge, 100].astype(int) - (120, 230, 120)).sum(axis=1).min() < 20
+        # Smoothing takes some of the colour of a line of one pixel; dark lines lie beside it.
+        assert np.abs(with_outline[edge, 100].astype(int) - (120, 230, 120)).max(axis=1).min() < 40
+        assert (with_outline[edge, 100] == 20).all(axis=1).sum() == 2
 
 
 def test_masks_may_be_left_out():
