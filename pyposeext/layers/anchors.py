@@ -42,11 +42,11 @@ class AnchorGenerator:
 
     def base(self, level: int) -> Tensor:
         """The anchors [A, 4] around the origin of one level; size, then ratio, the last fastest."""
-        ratios = torch.tensor(self.aspect_ratios, dtype=torch.float32)
-        sizes = torch.tensor(self.sizes[level], dtype=torch.float32)[:, None]
+        ratios = torch.tensor(self.aspect_ratios, dtype=torch.float64)
+        sizes = torch.tensor(self.sizes[level], dtype=torch.float64)[:, None]
         heights = (ratios.sqrt() * sizes).flatten()
         widths = (1 / ratios.sqrt() * sizes).flatten()
-        corners = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+        corners = (torch.stack([-widths, -heights, widths, heights], dim=1) / 2).float()
         return corners.round() if self.rounded else corners
 
     def __call__(
