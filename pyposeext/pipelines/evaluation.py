@@ -39,10 +39,12 @@ class Evaluation:
         dataset: with the truth.
         results: by kind, entries of a COCO results file.
         people_only: whether the people of the truth alone count, or every category.
+        boxes: where the boxes are from: "model", "truth", or what is known of the detector.
     """
 
     dataset: CocoKeypoints
     people_only: bool = True
+    boxes: str | dict[str, Any] = "model"
     results: dict[Kind, list[dict[str, Any]]] = field(default_factory=dict)
 
     def compute(self) -> dict[str, dict[str, float]]:
@@ -100,7 +102,7 @@ def evaluate(
 def _evaluate_detector(model: Any, dataset: CocoKeypoints, on_image: OnImage | None) -> Evaluation:
     people_only = model.num_classes == 2
     kinds = _kinds(model, dataset, people_only)
-    evaluation = Evaluation(dataset, people_only, {kind: [] for kind in kinds})
+    evaluation = Evaluation(dataset, people_only, results={kind: [] for kind in kinds})
     device = next(model.parameters()).device
     options = {"masks": "rle"} if getattr(model, "has_masks", False) else {}
     for index in range(len(dataset)):
@@ -159,7 +161,8 @@ def _evaluate_top_down(
         rows += result_rows("keypoints", sample.image_id, poses.scores, points, dataset.person_category, joints)
         if on_image is not None:
             on_image(index)
-    return Evaluation(dataset, results={"keypoints": rows})
+    source = "truth" if detector is None else detector.source
+    return Evaluation(dataset, boxes=source, results={"keypoints": rows})
 
 
 def _true_boxes(sample: Sample) -> Detections:
