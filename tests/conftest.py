@@ -14,6 +14,14 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of weights: what the user has fetched changes no result."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PYPOSEEXT_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real clips and labels, or a skip: the repository holds none of them."""

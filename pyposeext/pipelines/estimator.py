@@ -18,10 +18,10 @@ from torch import Tensor
 
 import pyposeext
 from pyposeext.errors import InputError
-from pyposeext.io.weights import file_sha256, list_weights, read_manifest
+from pyposeext.io.weights import file_sha256, read_manifest
 from pyposeext.models import create_model, list_models
 from pyposeext.models.registry import ALIASES
-from pyposeext.models.weights import weights_file
+from pyposeext.models.weights import weights_file, weights_of_model
 from pyposeext.pipelines.crops import cut_out
 from pyposeext.pipelines.duplicates import remove_duplicates
 from pyposeext.pipelines.joint_scores import joint_scores
@@ -195,9 +195,10 @@ def load(
     """An estimator, ready to run.
 
     Args:
-        name_or_path: "default", a model's name together with `weights`, or a weight file, which names its model.
+        name_or_path: "default", a model's name, or a weight file, which names its model.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
-        weights: a weight file or the name of shipped weights.
+        weights: a weight file, or the name of weights that are shipped or in the cache. None takes those of the model
+            in the cache, if there is one set of them.
         threads: for PyTorch and OpenCV in this process; None leaves them.
         settings: see `EstimatorSettings`.
 
@@ -232,10 +233,7 @@ def _model_and_weights(name_or_path: str, weights: str | Path | None) -> tuple[s
         if model is None:
             raise InputError(f"weights {name_or_path} do not say what model they are of: give the model's name too")
         return model, Path(name_or_path)
-    if weights is None and name_or_path not in list_weights():
-        what = "default weights" if name_or_path in ALIASES else f"weights of the model {name_or_path}"
-        raise InputError(f"this installation has no {what}: give a weight file (.safetensors)")
-    return name_or_path, weights_file(name_or_path if weights is None else weights)
+    return name_or_path, weights_of_model(name_or_path) if weights is None else weights_file(weights)
 
 
 def _device(device: str) -> torch.device:
