@@ -142,12 +142,11 @@ def _shipped_and_cached() -> list[dict[str, Any]]:
             continue
         size = path.stat().st_size
         keys = ("source", "source_sha256", "licence")
-        facts = {key: manifest[key] for key in keys if key in manifest}
+        facts: dict[str, Any] = {key: manifest[key] for key in keys if key in manifest}
         about = "  ".join([f"{size / 1e6:.1f} MB", *([facts["licence"]] if "licence" in facts else [])])
         model = manifest.get("model", "")
-        weights.append(
-            {"name": name, "model": model, "state": state, "file": str(path), "bytes": size, **facts, "about": about}
-        )
+        facts |= {"file": str(path), "bytes": size, "about": about}
+        weights.append({"name": name, "model": model, "state": state, **facts})
     return weights
 
 

@@ -212,9 +212,7 @@ def _record_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.part.json")
 
 
-def _fetch(
-    part: _Part, on_progress: Callable[[Received], None], timeout: float, attempts: int, pause: float
-) -> None:
+def _fetch(part: _Part, on_progress: Callable[[Received], None], timeout: float, attempts: int, pause: float) -> None:
     """Bring the part to its end over as many connections as it takes."""
     failures, furthest = 0, part.size
     while not part.complete:
@@ -277,7 +275,7 @@ def _opened(part: _Part, timeout: float) -> Any:
 def _receive(part: _Part, response: Any, on_progress: Callable[[Received], None]) -> None:
     """Append what the server sends, to the end of the file or of the connection."""
     if response.status == HTTPStatus.PARTIAL_CONTENT:
-        end = _check_continuation(part, response.headers)
+        end: int | None = _check_continuation(part, response.headers)
     elif response.status == HTTPStatus.OK:
         length = response.headers.get("Content-Length", "")
         part.restart(_validator(response.headers), int(length) if length.isdecimal() else None)

@@ -42,9 +42,9 @@ def read_pickle(path: str | Path) -> Any:
             return _finished(_Unpickler(file, encoding="latin1").load(), {})
         except _RefusedError as error:
             raise InputError(
-                f"pickle {path} cannot be read safely: it holds {error}, and only NumPy arrays and plain containers are "
-                "read. Where you trust the file, load it with Python yourself, save its arrays alone with torch.save or "
-                "pickle, and use that file"
+                f"pickle {path} cannot be read safely: it holds {error}, and only NumPy arrays and plain containers "
+                "are read. Where you trust the file, load it with Python yourself, save its arrays alone with "
+                "torch.save or pickle, and use that file"
             ) from error
         except Exception as error:
             # A damaged pickle may fail in any way that the calls in it can.
@@ -131,7 +131,7 @@ class _DType:
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        return np.dtype(self.text).newbyteorder(self.order)
+        return np.dtype(self.text).newbyteorder(self.order)  # type: ignore[arg-type]
 
 
 class _Array:
@@ -225,5 +225,5 @@ def _finished(value: Any, seen: dict[int, Any]) -> Any:
     elif type(value) is _DType:
         seen[id(value)] = value.numpy
     else:
-        raise _RefusedError(f"a {getattr(value, '__name__', type(value).__name__)} that is no data")
+        raise _RefusedError("a function or a class in place of data")
     return seen[id(value)]
