@@ -66,9 +66,19 @@ def _download_bar(title: str) -> Iterator[Callable[[Received], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda received: bar.update(task, completed=received.received, total=received.total)
+    bar = Bar(*columns, console=Console(stderr=True))
+    task = bar.add_task(title, total=None)
+
+    def update(received: Received) -> None:
+        # Not before something arrives: an error has the line for itself.
+        bar.start()
+        bar.update(task, completed=received.received, total=received.total)
+
+    try:
+        yield update
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 class _Clock:

@@ -64,7 +64,7 @@ def convert(
         output = cached_weights_path(checkpoint)
     if output.suffix != ".safetensors":
         raise InputError(f"output must end in .safetensors, got {output.name!r}")
-    manifest = convert_checkpoint(file, model, output, dtype, checkpoint=checkpoint, **_arguments(arguments))
+    manifest = convert_checkpoint(file, model, output, dtype, checkpoint=checkpoint, arguments=_arguments(arguments))
     _show({**manifest, "file": output})
 
 

@@ -199,7 +199,7 @@ def convert_checkpoint(
     dtype: str = "float32",
     *,
     checkpoint: str | None = None,
-    **arguments: Any,
+    arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A published checkpoint as a weight file of this package.
 
@@ -211,7 +211,7 @@ def convert_checkpoint(
         output: the .safetensors file to write.
         dtype: how to store it; see `save_weights`.
         checkpoint: the name of the published file that this is, where its SHA-256 is not known.
-        arguments: builder arguments that the file needs; they go over the known ones.
+        arguments: the builder arguments that the file needs; they go over the known ones.
 
     Returns:
         The manifest that was written.
@@ -224,7 +224,7 @@ def convert_checkpoint(
         raise InputError(f"checkpoint {file} does not exist")
     digest = file_sha256(file)
     entry, known = _published(file, digest, model_name, checkpoint)
-    model = build_model(entry, {**known.arguments, **arguments})
+    model = build_model(entry, {**known.arguments, **(arguments or {})})
     load_strictly(model, entry.convert(load_checkpoint(file)), f"weights {file}")
     manifest = manifest_of(model, source=known.source, source_sha256=digest, licence=known.licence)
     save_weights(output, model.state_dict(), manifest, dtype)

@@ -116,7 +116,7 @@ def test_convert(small, tmp_path):
     official = {"old_weight": torch.randn(2, 4), "old_bias": torch.randn(2)}
     for name, content in (("bare.pth", official), ("wrapped.pt", {"epoch": 3, "state_dict": official})):
         torch.save(content, tmp_path / name)
-        manifest = convert_checkpoint(tmp_path / name, SMALL, tmp_path / "out.safetensors", width=4)
+        manifest = convert_checkpoint(tmp_path / name, SMALL, tmp_path / "out.safetensors", arguments={"width": 4})
         assert manifest["arguments"] == {"width": 4, "bias": True}
         assert len(manifest["source_sha256"]) == 64
         assert torch.equal(create_model(SMALL, tmp_path / "out.safetensors").weight, official["old_weight"])
