@@ -154,6 +154,8 @@ class _Part:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if self.size == 0:
+            self.remove()
 
     @property
     def complete(self) -> bool:

@@ -86,15 +86,15 @@ def weights_file(weights: str | Path) -> Path:
 
 
 def weights_of_model(name: str) -> Path:
-    """The file of a model that is named without weights: the alias's, or the only one of its files in the cache.
+    """The file of a model that is named without weights: those shipped under its name, else its only ones in the cache.
 
     Raises:
         InputError: there is none, or several; the sentence lists them.
     """
-    if name in ALIASES:
-        if name not in list_weights():
-            raise InputError(f"this installation has no {name} weights: give a weight file (.safetensors)")
+    if name in list_weights():
         return weights_path(name)
+    if name in ALIASES:
+        raise InputError(f"this installation has no {name} weights: give a weight file (.safetensors)")
     published = [checkpoint.name for checkpoint in model_entry(name).checkpoints]
     here = [checkpoint for checkpoint in published if checkpoint in list_cached_weights()]
     if len(here) == 1:

@@ -240,6 +240,7 @@ def test_no_connection(place):
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
         with pytest.raises(InputError, match=r"could not be reached: Connection refused; is this machine online\?"):
             download(address, place, **FAST)
+    assert list(place.parent.iterdir()) == []
     for address in ("file:///etc/hostname", "a.pth", "ftp://a/b"):
         with pytest.raises(InputError, match="address must begin with http:// or https://"):
             download(address, place)

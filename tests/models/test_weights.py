@@ -187,8 +187,9 @@ def test_which_file_is_converted(published, tmp_path):
 def test_removing(published, cache):
     behaviour = Behaviour(CONTENT)
 
-    def stop(_):
-        raise KeyboardInterrupt
+    def stop(received):
+        if received.received:
+            raise KeyboardInterrupt
 
     with serving(behaviour) as address:
         published(address)

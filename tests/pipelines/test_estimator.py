@@ -120,7 +120,7 @@ def test_what_cannot_be_loaded_is_one_sentence(weights, tmp_path, monkeypatch):
     (tmp_path / "text.safetensors").write_text("text")
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:5000])
     save_weights(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {"model": "keypoint_rcnn_resnet50_fpn"})
-    monkeypatch.setattr("pyposeext.pipelines.estimator.list_weights", list)
+    monkeypatch.setattr("pyposeext.io.weights._SHIPPED", tmp_path / "nothing_shipped")
     for name, given, sentence in (
         ("default", None, "this installation has no default weights"),
         ("keypoint_rcnn_resnet50_fpn", None, "has no weights of the model keypoint_rcnn_resnet50_fpn"),
