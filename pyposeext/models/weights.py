@@ -45,8 +45,8 @@ def create_model(name: str, weights: str | Path | None = None, **arguments: Any)
 
     Args:
         name: one of `list_models()`, or "default", the shipped model with its weights.
-        weights: a .safetensors file, the name of shipped weights, or None for random ones. The file's manifest says how
-            the model was built, and `arguments` go over that.
+        weights: a .safetensors file, the name of weights that are shipped or were fetched, or None for random ones. The
+            file's manifest says how the model was built, and `arguments` go over that.
         arguments: the builder's keyword arguments; its docstring describes them.
 
     Raises:

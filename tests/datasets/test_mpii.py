@@ -88,6 +88,68 @@ def test_joints_that_are_missing(tmp_path: Path) -> None:
     assert sample.areas[1] == pytest.approx(0.53 * 80 * 80)
 
 
+def structs(*items: dict[str, Any]) -> np.ndarray:
+    """MATLAB's array of structs: all have all fields, and what one lacks is empty."""
+    fields = list(dict.fromkeys(field for item in items for field in item))
+    rows = [tuple(item.get(field, np.zeros((0, 0))) for field in fields) for item in items]
+    return np.array([rows], dtype=[(field, object) for field in fields])
+
+
+def release(**more: Any) -> dict[str, Any]:
+    """MPII's original layout: two training images, one test image, and people about whom little is known."""
+    place = {"x": 50, "y": 60}
+    points = (
+        {"id": 6, "x": 40, "y": 50, "is_visible": "1"},
+        {"id": 0, "x": 30.5, "y": 90, "is_visible": 0},
+        {"id": 9, "x": 41, "y": 10, "is_visible": np.zeros((0, 0))},
+    )
+    head = {"x1": 1, "y1": 2, "x2": 3, "y2": 4}
+    whole = {**head, "annopoints": {"point": structs(*points)}, "scale": 0.4, "objpos": place}
+    one_joint = {**head, "annopoints": {"point": structs(points[0])}, "scale": 1.0, "objpos": place}
+    no_joints = {**head, "annopoints": np.zeros((0, 0)), "scale": 0.4, "objpos": place}
+    no_place = {
+        **head,
+        "annopoints": {"point": structs(*points)},
+        "scale": np.zeros((0, 0)),
+        "objpos": np.zeros((0, 0)),
+    }
+    images = structs(
+        {"image": {"name": "a.jpg"}, "annorect": structs(whole, no_joints, no_place, one_joint)},
+        {"image": {"name": "b.jpg"}, "annorect": {"scale": 2.0, "objpos": place}},
+        {"image": {"name": "c.jpg"}, "annorect": np.zeros((0, 0))},
+        {"image": {"name": "d.jpg"}, "annorect": {"scale": 1.0, "objpos": place, "annopoints": {"point": points[0]}}},
+    )
+    return {"RELEASE": {"annolist": images, "img_train": [1, 0, 0, 1], "version": "12", **more}}
+
+
+def test_the_original_release(tmp_path: Path) -> None:
+    path = tmp_path / "release.mat"
+    scipy.io.savemat(path, release())
+    train, test = MpiiPose(path, split="train"), MpiiPose(path, split="test")
+    assert [train.count_people(index) for index in range(len(train))] == [2, 1]
+    assert [test.count_people(index) for index in range(len(test))] == [1]
+    first = train._keypoints[0]
+    assert first[[6, 0, 9]].tolist() == [[39, 49, 2], [29.5, 89, 1], [40, 9, 2]]
+    assert (first[:, 2] > 0).sum() == 3
+    assert train._boxes[0].tolist() == pytest.approx([9, 25, 89, 105])
+    assert train._keypoints[2, 6].tolist() == [39, 49, 2]
+    assert not test._keypoints.any()
+    for content, sentence in (
+        ({"other": 1}, "must hold RELEASE with annolist and img_train"),
+        (release(img_train=[1]), "must hold img_train for 4 images, got 1"),
+    ):
+        scipy.io.savemat(path, content)
+        with pytest.raises(InputError, match=sentence):
+            MpiiPose(path, split="train")
+    for arguments, sentence in (
+        ((path,), "split must be 'train' or 'test' with the original release, got None"),
+        ((path, None, "val"), "split must be 'train' or 'test' with the original release, got 'val'"),
+        ((write(tmp_path, []), None, "train"), "split must be None with a JSON file, got 'train'"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            MpiiPose(*arguments)  # type: ignore[arg-type]
+
+
 def test_truth(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     people = 3
