@@ -15,9 +15,16 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of weights: what the user has fetched changes no result."""
-    folder = tmp_path_factory.mktemp("cache")
+def _no_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cache of weights: what the user has fetched changes no result."""
+    monkeypatch.setenv("PYPOSEEXT_CACHE", str(tmp_path_factory.getbasetemp() / "no_cache"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of weights that the test may fill."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
     monkeypatch.setenv("PYPOSEEXT_CACHE", str(folder))
     return folder
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 
+import pyposeext
 from pyposeext.cli.main import main
+from pyposeext.errors import InputError
 from pyposeext.io.weights import cached_weights_path
-from pyposeext.models.registry import list_checkpoints
+from pyposeext.models import create_model, registry
+from pyposeext.models.registry import Checkpoint, list_checkpoints
+from pyposeext.models.weights import save_model
 from tests.io.servers import Behaviour, serving
 from tests.models.test_weights import CONTENT, DIGEST, published
 
@@ -38,6 +44,41 @@ def test_get(published, capsys, progress):
     else:
         lines = [json.loads(line) for line in err.splitlines()]
         assert lines[-1:] == ([{"received": len(CONTENT), "total": len(CONTENT)}] if progress == "json" else [])
+
+
+def test_an_interrupt_keeps_what_has_arrived(published, cache, capsys, monkeypatch):
+    @contextmanager
+    def impatient(*_):
+        def stop(received):
+            if received.received:
+                raise KeyboardInterrupt
+
+        yield stop
+
+    behaviour = Behaviour(CONTENT, delay=0.01)
+    with serving(behaviour) as address:
+        published(address)
+        with monkeypatch.context() as patch:
+            patch.setattr("pyposeext.cli.progress.show_download", impatient)
+            assert main(["weights", "get", "small-known"]) == 130
+        assert capsys.readouterr().err == "pyposeext: interrupted\n"
+        size = (cache / "small-known.download.part").stat().st_size
+        assert 0 < size < len(CONTENT)
+        assert main(["weights", "get", "small-known", "--progress", "none"]) == 0
+    assert behaviour.requests[-1]["Range"] == f"bytes={size}-"
+
+
+def test_a_model_alone_runs_with_the_weights_fetched_for_it(cache, monkeypatch):
+    name = "keypoint_rcnn_efficientnet_lite0_fpn"
+    files = (Checkpoint("small-pose", "https://example.org/a", "none"),)
+    monkeypatch.setitem(registry._ENTRIES, name, replace(registry.model_entry(name), checkpoints=files))
+    with pytest.raises(InputError, match=f"no weights of the model {name}.*fetch one of small-pose"):
+        pyposeext.load(name, "cpu")
+    save_model(cached_weights_path("small-pose"), create_model(name, min_size=64))
+    for arguments in ({}, {"weights": "small-pose"}):
+        estimator = pyposeext.load(name, "cpu", **arguments)
+        assert estimator.source["weights"] == str(cached_weights_path("small-pose"))
+        assert estimator.model.model_arguments["min_size"] == 64
 
 
 def test_list(published, capsys):

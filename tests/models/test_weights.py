@@ -31,7 +31,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def published(monkeypatch):
+def published(monkeypatch, cache):
     """A function that registers a model of one layer with published files on a server; called with the address."""
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
     monkeypatch.setenv("no_proxy", "*")
