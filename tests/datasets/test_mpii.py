@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ import torch
 from pyposeext.datasets import MpiiPose, open_dataset, read_mpii_truth
 from pyposeext.errors import InputError
 from pyposeext.layers.person_crops import crop_boxes, crop_matrices
+from pyposeext.models.top_down import TopDownPose
 from pyposeext.skeletons import MPII16
+
+
+# What top-down models enlarge boxes by.
+MARGIN = inspect.signature(TopDownPose.__init__).parameters["margin"].default
 
 
 def person(image: str, centre: tuple[float, float] = (50.0, 60.0), scale: float = 0.4, **more: Any) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def assert_crops_are_published(dataset: MpiiPose, records: list[dict[str, Any]])
     for index in range(len(dataset)):
         rows = dataset.people(index)
         boxes = torch.from_numpy(dataset._boxes[rows])
-        ours = crop_matrices(crop_boxes(boxes, (256, 256), margin=1.25), (256, 256)).numpy()
+        ours = crop_matrices(crop_boxes(boxes, (256, 256), MARGIN), (256, 256)).numpy()
         for row, matrix in zip(rows, ours, strict=True):
             there = np.linalg.inv(np.vstack([published_matrix(records[row]), [0, 0, 1]]))[:2]
             back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]

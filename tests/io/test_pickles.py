@@ -201,3 +201,17 @@ def test_layouts_of_detectron(tmp_path):
     ):
         with pytest.raises(InputError, match=sentence):
             tensors_of(content, "checkpoint a")
+
+
+def test_real_files(test_data):
+    files = sorted((test_data / "pose2d/mmpose_reader_samples").glob("*/cameras*.pkl"))
+    if not files:
+        pytest.skip("PYPOSEEXT_TEST_DATA holds no pickled cameras")
+    for file in files:
+        expected = pickle.loads(file.read_bytes())
+        read = read_pickle(file)
+        assert list(read) == list(expected)
+        for name, camera in expected.items():
+            assert list(read[name]) == list(camera)
+            for key, value in camera.items():
+                np.testing.assert_array_equal(read[name][key], value)
