@@ -19,7 +19,6 @@ from pyposeext.layers.person_crops import crop_boxes, crop_matrices
 from pyposeext.models.top_down import TopDownPose
 from pyposeext.skeletons import MPII16
 
-
 # What top-down models enlarge boxes by.
 MARGIN = inspect.signature(TopDownPose.__init__).parameters["margin"].default
 
