@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import pyposeext.models.mask_rcnn.builders  # noqa: F401  (registers its models)
+# Importing them registers their models.
+import pyposeext.models.hrnet
+import pyposeext.models.mask_rcnn.builders
+import pyposeext.models.simple_baseline  # noqa: F401
 from pyposeext.models.registry import convert_state_dict as convert_state_dict
 from pyposeext.models.registry import list_models as list_models
 from pyposeext.models.registry import register_model as register_model

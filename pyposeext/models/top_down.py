@@ -6,7 +6,8 @@ targets, loss, flip test, decoding and rescoring. A model is a trunk and a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,22 +16,52 @@ from torch import Tensor, nn
 from pyposeext import ops
 from pyposeext.errors import InputError
 from pyposeext.layers.person_crops import crop_boxes, crop_matrices, inverse_matrices
+from pyposeext.models.weights import load_strictly
 from pyposeext.ops.crop_affine import IMAGENET_MEAN, IMAGENET_STD
 from pyposeext.structures import Skeleton
 
 Decoding = Literal["none", "quarter", "dark"]
 Target = dict[str, Tensor]
 
+# The widest blur that heatmap_argmax has for DARK.
+_LARGEST_BLUR = 31
+
 # Joints below this score have no part in a person's score (HRNet's lib/dataset/coco.py).
 _COUNTING_SCORE = 0.2
+
+
+def heatmap_layer(in_channels: int, num_joints: int) -> nn.Conv2d:
+    """The 1x1 convolution to heatmaps, with the published initialisation."""
+    layer = nn.Conv2d(in_channels, num_joints, 1)
+    nn.init.normal_(layer.weight, std=0.001)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class HeatmapHead(nn.Module):
+    """A 1x1 convolution of the finest map with a bias: HRNet's head.
+
+    Args:
+        in_channels: of the finest map.
+        num_joints: K.
+    """
+
+    def __init__(self, in_channels: int, num_joints: int) -> None:
+        super().__init__()
+        self.conv = heatmap_layer(in_channels, num_joints)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """The first of the maps, [B, in_channels, h, w], to heatmaps [B, K, h, w]."""
+        return self.conv(features[0])
 
 
 class TopDownPose(nn.Module):
     """A trunk and a head that gives one heatmap per joint.
 
     Args:
-        trunk: [B, 3, H, W] to features.
-        head: features to heatmaps [B, K, H / stride, W / stride].
+        trunk: [B, 3, H, W] to a list of maps, the finest first.
+        head: that list to heatmaps [B, K, H / 4, W / 4].
         skeleton: the K joints.
         input_size: (height, width) of a crop, multiples of `multiple`.
         sigma: of the target Gaussians in pixels of the heatmap. None: height of the heatmap / 32, the published 2 for
@@ -69,6 +100,9 @@ class TopDownPose(nn.Module):
             raise InputError(f"hard_joints must be None or in 1..{len(skeleton)}, got {hard_joints}")
         if decoding not in ("none", "quarter", "dark"):
             raise InputError(f"decoding must be 'none', 'quarter' or 'dark', got {decoding!r}")
+        for name, value in (("sigma", sigma), ("margin", margin)):
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be a positive number, got {value}")
         self.trunk = trunk
         self.head = head
         self.skeleton = skeleton
@@ -116,7 +150,8 @@ class TopDownPose(nn.Module):
             keypoints: [B, K, 2], x and y in pixels of the crop.
             weights: [B, K]; 0 leaves a joint out of the sum but not of the count, and 1.5 counts as 2.25, as published.
         """
-        centres = keypoints / self.stride
+        # As published, by int(x + 0.5), which rounds towards 0: a joint just outside moves onto the map's edge.
+        centres = (keypoints / self.stride + 0.5).trunc()
         if self.hard_joints is None:
             return ops.gaussian_mse_loss(heatmaps, centres, weights, self.sigma)
         each = ops.gaussian_mse_loss(heatmaps, centres, weights, self.sigma, reduction="none")
@@ -184,8 +219,8 @@ class TopDownPose(nn.Module):
             affine = affine.expand(len(heatmaps), 2, 3)
         else:
             affine = inverse_matrices(matrices, self.stride)
-        # DARK's blur goes with the width of the training targets.
-        kernel = 2 * round(3 * self.sigma) - 1
+        # DARK's blur goes with the width of the training targets: 11 for sigma 2, 17 for sigma 3.
+        kernel = min(max(2 * round(3 * self.sigma) - 1, 1), _LARGEST_BLUR)
         return ops.heatmap_argmax(
             heatmaps,
             self.decoding if decoding is None else decoding,
@@ -202,6 +237,29 @@ class TopDownPose(nn.Module):
         counts = joint_scores > _COUNTING_SCORE
         sums = (joint_scores * counts).sum(dim=1)
         return box_scores * sums / counts.sum(dim=1).clamp(min=1)
+
+    def load_trunk(self, state_dict: Mapping[str, Tensor], what: str = "weights") -> list[str]:
+        """Load the trunk from a network that was trained for something else, as an ImageNet classifier of its authors.
+
+        Of the state dict are taken the entries that begin like one of the trunk's (conv1, bn1, layer1, stage2, ...), so
+        that a classifier or another head is left alone.
+
+        Args:
+            state_dict: in the authors' names, without a prefix.
+            what: begins the sentence of an error.
+
+        Returns:
+            The names of entries that begin so and yet have no place in the trunk. HRNet's classifiers have those of the
+            exchange from the last module to the coarser branches, which a pose network lacks.
+
+        Raises:
+            InputError: an entry that the trunk needs is missing or has another shape.
+        """
+        own = self.trunk.state_dict()
+        parts = {name.split(".")[0] for name in own}
+        candidates = {name: value for name, value in state_dict.items() if name.split(".")[0] in parts}
+        load_strictly(self.trunk, {name: value for name, value in candidates.items() if name in own}, what)
+        return [name for name in candidates if name not in own]
 
     def _check_images(self, images: Tensor) -> None:
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():

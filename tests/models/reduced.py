@@ -1,32 +1,24 @@
-"""Every registered model at a size that a test can afford, and data for it."""
+"""Every registered model at a size that a test can afford, and what the common tests need to know of its kind."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
+from torch import nn
 
 from pyposeext.models import create_model
 
-_SMALL = {
-    "min_size": 96,
-    "max_size": 128,
-    "frozen_norm": False,
-    "proposals": (30, 15),
-    "detections_per_image": 4,
-    "keypoint_rois_per_person": 1,
-}
-# Builder arguments, and a learning rate with the number of steps in which it overfits. With batch norms over two small
-# images, losses bounce, the deepest trunk's most.
-REDUCED = {
-    "keypoint_rcnn_efficientnet_lite0_fpn": (_SMALL, 1e-3, 5),
-    "keypoint_rcnn_resnet18_fpn": (_SMALL, 1e-4, 8),
-    "keypoint_rcnn_resnet50_fpn": (_SMALL, 1e-4, 5),
-    "keypoint_rcnn_resnet101_fpn": (_SMALL, 2e-5, 8),
-}
 
+@dataclass(frozen=True)
+class Reduced:
+    """A model's kind, its builder's arguments, and a learning rate with the number of steps in which it overfits."""
 
-def reduced_model(name, **arguments):
-    torch.manual_seed(0)
-    return create_model(name, **{**REDUCED[name][0], **arguments})
+    kind: Any
+    arguments: dict[str, Any]
+    learning_rate: float
+    steps: int
 
 
 def sample_images():
@@ -48,3 +40,133 @@ def sample_targets(num_joints=17):
         "keypoints": torch.zeros(0, num_joints, 3),
     }
     return [{"boxes": box, "labels": torch.ones(1, dtype=torch.int64), "keypoints": keypoints}, empty]
+
+
+class RegionModel:
+    """R-CNNs: images of any size to detections."""
+
+    losses = ("loss_box_reg", "loss_classifier", "loss_keypoint", "loss_objectness", "loss_rpn_box_reg")
+    falling = ("loss_keypoint", "loss_classifier", "loss_objectness")
+
+    @staticmethod
+    def inputs():
+        return sample_images()
+
+    @staticmethod
+    def targets():
+        return sample_targets()
+
+    @staticmethod
+    def outputs(model):
+        """Everything that the model says of the inputs, as tensors."""
+        return [found[key] for found in model(sample_images()) for key in sorted(found)]
+
+    @staticmethod
+    def maps(model):
+        """What does not depend on a choice, and so can be compared between precisions and layouts."""
+        boxes = [torch.tensor([[3.0, 4, 50, 90]]), torch.tensor([[20.0, 8, 70, 60]])]
+        found = model.poses_in_boxes(sample_images(), boxes, heatmaps=True)
+        return torch.cat([image["keypoint_heatmaps"] for image in found])
+
+    @staticmethod
+    def trunk(model):
+        """The module that sees the images."""
+        return model.backbone
+
+    @staticmethod
+    def parts(model):
+        """What can be exported: modules, example inputs, others to try, and which sizes vary."""
+        heads = model.roi_heads
+        channels = model.backbone.fpn.out_channels
+        image = torch.rand(1, 3, 96, 96)
+        rois = {0: torch.export.Dim("rois", min=1, max=4096)}
+        yield model.backbone, image, image, None
+        for part, size in (
+            (nn.Sequential(heads.box_head, heads.box_predictor), 7),
+            (nn.Sequential(heads.keypoint_head, heads.keypoint_predictor), 14),
+        ):
+            yield part, torch.rand(3, channels, size, size), torch.rand(5, channels, size, size), (rois,)
+
+    @staticmethod
+    def settings(model):
+        """What a weight file must bring back."""
+        return model.transform, model.roi_heads.settings
+
+
+class TopDownModel:
+    """One person in a crop: crops to heatmaps."""
+
+    losses = ("loss_heatmap",)
+    falling = ("loss_heatmap",)
+
+    @staticmethod
+    def inputs():
+        """Crops in the layout that `TopDownPose.crops` gives them."""
+        crops = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 4 - 2
+        return crops.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def targets(num_joints=17):
+        """All joints of the first crop, and a few of the second."""
+        generator = torch.Generator().manual_seed(2)
+        keypoints = torch.rand(2, num_joints, 3, generator=generator) * 60
+        keypoints[0, :, 2], keypoints[1, :, 2] = 2, 0
+        keypoints[1, ::3, 2] = 1
+        weights = torch.linspace(0.5, 1.5, num_joints)
+        return [{"keypoints": keypoints[0], "weights": weights}, {"keypoints": keypoints[1]}]
+
+    @classmethod
+    def outputs(cls, model):
+        return [model(cls.inputs()), *model.estimate(cls.inputs())]
+
+    @classmethod
+    def maps(cls, model):
+        return model(cls.inputs())
+
+    @staticmethod
+    def trunk(model):
+        return model.trunk
+
+    @staticmethod
+    def parts(model):
+        crops = {0: torch.export.Dim("crops", min=1, max=4096)}
+        yield nn.Sequential(model.trunk, model.head), torch.rand(2, 3, 64, 32), torch.rand(3, 3, 64, 32), (crops,)
+
+    @staticmethod
+    def settings(model):
+        return model.input_size, model.sigma, model.margin, model.hard_joints, model.decoding, model.skeleton
+
+
+_SMALL_REGIONS = {
+    "min_size": 96,
+    "max_size": 128,
+    "frozen_norm": False,
+    "proposals": (30, 15),
+    "detections_per_image": 4,
+    "keypoint_rois_per_person": 1,
+}
+_SMALL_CROPS = {"input_size": (64, 64), "sigma": 1.0}
+
+# With batch norms over two small images, losses bounce, the deepest trunks' most.
+REDUCED = {
+    "hrnet_w16": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
+    "hrnet_w18_small": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 10),
+    "hrnet_w32": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
+    "hrnet_w48": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
+    "keypoint_rcnn_efficientnet_lite0_fpn": Reduced(RegionModel, _SMALL_REGIONS, 1e-3, 5),
+    "keypoint_rcnn_resnet18_fpn": Reduced(RegionModel, _SMALL_REGIONS, 1e-4, 8),
+    "keypoint_rcnn_resnet50_fpn": Reduced(RegionModel, _SMALL_REGIONS, 1e-4, 5),
+    "keypoint_rcnn_resnet101_fpn": Reduced(RegionModel, _SMALL_REGIONS, 2e-5, 8),
+    "simple_baseline_resnet18": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
+    "simple_baseline_resnet50": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
+    "simple_baseline_resnet101": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
+}
+
+
+def names_of(kind):
+    return [name for name, reduced in REDUCED.items() if reduced.kind is kind]
+
+
+def reduced_model(name, **arguments):
+    torch.manual_seed(0)
+    return create_model(name, **{**REDUCED[name].arguments, **arguments})

@@ -6,13 +6,14 @@ import functools
 
 import pytest
 import torch
-from torch import nn
 
 from pyposeext.models import create_model, list_models
 from pyposeext.models.weights import save_model
-from tests.models.reduced import REDUCED, reduced_model, sample_images, sample_targets
+from tests.models.reduced import REDUCED, RegionModel, TopDownModel, names_of, reduced_model, sample_images
 
 every_model = pytest.mark.parametrize("name", list_models())
+every_region_model = pytest.mark.parametrize("name", names_of(RegionModel))
+every_top_down_model = pytest.mark.parametrize("name", names_of(TopDownModel))
 
 
 @functools.cache
@@ -25,7 +26,7 @@ def test_every_model_has_a_reduced_size():
     assert sorted(REDUCED) == list_models()
 
 
-@every_model
+@every_region_model
 def test_detections_have_the_promised_shapes(name):
     model = shared_model(name)
     with torch.inference_mode():
@@ -40,9 +41,10 @@ def test_detections_have_the_promised_shapes(name):
         assert (found["scores"].diff() <= 0).all()
         assert (found["boxes"] >= 0).all()
         assert (found["boxes"] <= torch.tensor([width, height, width, height]) + 1e-3).all()
+        assert found["boxes"].dtype == found["scores"].dtype == torch.float32
 
 
-@every_model
+@every_region_model
 def test_poses_in_boxes_and_in_none(name):
     model = shared_model(name)
     boxes = [torch.tensor([[3.0, 4, 50, 90], [20, 8, 70, 60]]), torch.zeros(0, 4)]
@@ -57,99 +59,103 @@ def test_poses_in_boxes_and_in_none(name):
     assert ((found[0]["keypoints"][..., :2] > low) & (found[0]["keypoints"][..., :2] < high)).all()
 
 
+@every_top_down_model
+def test_heatmaps_of_crops_and_of_none(name):
+    model = shared_model(name)
+    crops = TopDownModel.inputs()
+    with torch.inference_mode():
+        heatmaps = model(crops)
+        listed = model(list(crops))
+        wide = model(torch.rand(1, 3, 32, 96))
+        none = model(crops[:0])
+        keypoints, scores = model.estimate(crops)
+        no_keypoints, no_scores = model.estimate(crops[:0], torch.zeros(0, 2, 3))
+    assert heatmaps.shape == (2, 17, 16, 16)
+    torch.testing.assert_close(heatmaps, listed, atol=1e-6, rtol=1e-4)
+    assert wide.shape == (1, 17, 8, 24)
+    assert none.shape == (0, 17, 16, 16)
+    assert (keypoints.shape, scores.shape) == ((2, 17, 2), (2, 17))
+    assert (no_keypoints.shape, no_scores.shape) == ((0, 17, 2), (0, 17))
+    assert ((keypoints >= 0) & (keypoints < 64)).all()
+
+
 @every_model
 def test_training_reaches_every_parameter_and_overfits(name):
+    reduced = REDUCED[name]
     model = reduced_model(name).train()
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
-    _, learning_rate, steps = REDUCED[name]
-    optimizer = torch.optim.Adam(trained.values(), lr=learning_rate)
+    optimizer = torch.optim.Adam(trained.values(), lr=reduced.learning_rate)
     history = []
-    for _ in range(steps):
+    for _ in range(reduced.steps):
         torch.manual_seed(0)
-        losses = model(sample_images(), sample_targets())
+        losses = model(reduced.kind.inputs(), reduced.kind.targets())
         optimizer.zero_grad()
         sum(losses.values()).backward()
         assert not [key for key, parameter in trained.items() if parameter.grad is None]
         assert all(torch.isfinite(parameter.grad).all() for parameter in trained.values())
         optimizer.step()
         history.append({key: value.item() for key, value in losses.items()})
-    names = ["loss_box_reg", "loss_classifier", "loss_keypoint", "loss_objectness", "loss_rpn_box_reg"]
-    assert sorted(history[0]) == names
-    for key in ("loss_keypoint", "loss_classifier", "loss_objectness"):
+    assert sorted(history[0]) == sorted(reduced.kind.losses)
+    for key in reduced.kind.falling:
         assert history[-1][key] < history[0][key]
     assert sum(history[-1].values()) < 0.8 * sum(history[0].values())
 
 
 HALF = [(name, torch.bfloat16, 0.1) for name in list_models()]
-# Without float16 arithmetic in the CPU, torch emulates it: the light model stands for the rest.
+# Without float16 arithmetic in the CPU, torch emulates it: the light models stand for the rest.
 HALF.append(("keypoint_rcnn_efficientnet_lite0_fpn", torch.float16, 0.02))
+HALF.append(("hrnet_w18_small", torch.float16, 0.02))
 
 
 @pytest.mark.parametrize(("name", "dtype", "tolerance"), HALF)
 def test_autocast_stays_near_float32(name, dtype, tolerance):
-    model = shared_model(name)
-    boxes = [torch.tensor([[3.0, 4, 50, 90]]), torch.tensor([[20.0, 8, 70, 60]])]
+    model, kind = shared_model(name), REDUCED[name].kind
     with torch.inference_mode():
-        full = model.poses_in_boxes(sample_images(), boxes, heatmaps=True)
+        full = kind.maps(model)
         with torch.autocast("cpu", dtype):
-            half = model.poses_in_boxes(sample_images(), boxes, heatmaps=True)
-            detections = model(sample_images())
-    for own, other in zip(full, half, strict=True):
-        error = (own["keypoint_heatmaps"] - other["keypoint_heatmaps"].float()).abs().max()
-        assert error < tolerance * own["keypoint_heatmaps"].std()
-    assert all(found["boxes"].dtype == found["scores"].dtype == torch.float32 for found in detections)
-    assert all(torch.isfinite(found["keypoints"]).all() for found in detections)
+            half = kind.maps(model)
+            outputs = kind.outputs(model)
+    assert (full - half.float()).abs().max() < tolerance * full.std()
+    assert all(torch.isfinite(output).all() for output in outputs)
 
 
 @every_model
 def test_tensor_parts_export(name):
-    model = shared_model(name)
-    image = torch.rand(1, 3, 96, 96)
-    exported = torch.export.export(model.backbone, (image,)).module()
-    for own, other in zip(model.backbone(image), exported(image), strict=True):
-        torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
-    heads = model.roi_heads
-    channels = model.backbone.fpn.out_channels
-    rois = {0: torch.export.Dim("rois", min=1, max=4096)}
-    for part, size in (
-        (nn.Sequential(heads.box_head, heads.box_predictor), 7),
-        (nn.Sequential(heads.keypoint_head, heads.keypoint_predictor), 14),
-    ):
-        exported = torch.export.export(part, (torch.rand(3, channels, size, size),), dynamic_shapes=(rois,)).module()
-        input = torch.rand(5, channels, size, size)
-        torch.testing.assert_close(part(input), exported(input), atol=1e-4, rtol=1e-4)
+    for part, example, other, dynamic in REDUCED[name].kind.parts(shared_model(name)):
+        exported = torch.export.export(part, (example,), dynamic_shapes=dynamic).module()
+        torch.testing.assert_close(part(other), exported(other), atol=1e-4, rtol=1e-4)
 
 
 @every_model
 def test_saved_weights_rebuild_the_model(name, tmp_path):
-    model = shared_model(name)
+    model, kind = shared_model(name), REDUCED[name].kind
     save_model(tmp_path / "model.safetensors", model, licence="none")
     again = create_model(name, tmp_path / "model.safetensors")
-    assert again.transform == model.transform
-    assert again.roi_heads.settings == model.roi_heads.settings
+    assert kind.settings(again) == kind.settings(model)
     with torch.inference_mode():
-        for own, other in zip(model(sample_images()), again(sample_images()), strict=True):
-            assert all(torch.equal(own[key], other[key]) for key in own)
+        for own, other in zip(kind.outputs(model), kind.outputs(again), strict=True):
+            assert torch.equal(own, other)
 
 
 @every_model
 def test_seeded_training_is_deterministic(name):
-    model = reduced_model(name).train()
+    model, kind = reduced_model(name).train(), REDUCED[name].kind
     runs = []
     for _ in range(2):
         torch.manual_seed(4)
-        runs.append(model(sample_images(), sample_targets()))
+        runs.append(model(kind.inputs(), kind.targets()))
     assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
 
 
 @every_model
 def test_channels_last_gives_the_same(name):
-    model = reduced_model(name)
+    model, kind = reduced_model(name), REDUCED[name].kind
     with torch.inference_mode():
-        expected = model.poses_in_boxes(sample_images(), [torch.tensor([[3.0, 4, 50, 90]])] * 2)
+        expected = kind.maps(model)
         model.to(memory_format=torch.channels_last)
         seen = []
-        model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        found = model.poses_in_boxes(sample_images(), [torch.tensor([[3.0, 4, 50, 90]])] * 2)
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found[0]["keypoint_scores"], expected[0]["keypoint_scores"], atol=1e-3, rtol=1e-3)
+        kind.trunk(model).register_forward_hook(lambda _, inputs, outputs: seen.extend([inputs[0], *outputs]))
+        found = kind.maps(model)
+    assert len(seen) > 1
+    assert all(map.is_contiguous(memory_format=torch.channels_last) for map in seen)
+    torch.testing.assert_close(found, expected, atol=1e-3 * expected.abs().max().item(), rtol=1e-3)
