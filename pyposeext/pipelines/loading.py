@@ -31,9 +31,10 @@ def load(
     """An estimator, ready to run.
 
     Args:
-        name_or_path: "default", a model's name together with `weights`, or a weight file, which names its model.
+        name_or_path: "default", a model's name, or a weight file, which names its model.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
-        weights: a weight file or the name of shipped weights.
+        weights: a weight file, or the name of weights that are shipped or in the cache. None takes those of the model
+            in the cache, if there is one set of them.
         threads: for PyTorch and OpenCV in this process; None leaves them.
         settings: see `EstimatorSettings`.
         detector: what finds the boxes of people, see `pyposeext.pipelines.detectors.resolve_detector`. None: an R-CNN
