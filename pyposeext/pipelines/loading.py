@@ -11,6 +11,7 @@ from pyposeext.errors import InputError
 from pyposeext.io.weights import file_sha256
 from pyposeext.models import create_model
 from pyposeext.models.top_down import TopDownPose
+from pyposeext.pipelines.acceleration import accelerated
 from pyposeext.pipelines.detectors import Detector, resolve_detector
 from pyposeext.pipelines.estimator import Estimator
 from pyposeext.pipelines.rcnn import RCNNEstimator
@@ -60,9 +61,9 @@ def load(
     source = {"name": getattr(model, "model_name", name), "weights": str(file), "weights_sha256": file_sha256(file)}
     if detector is None and top_down:
         detector = "default"
-    finder = None if detector is None else resolve_detector(detector, place, settings.onnx)
+    finder = None if detector is None else resolve_detector(detector, place, settings)
     kind = TopDownEstimator if top_down else RCNNEstimator
-    return kind(model, settings, place, source, finder)
+    return kind(accelerated(model, place, settings.precision, settings.compiled), settings, place, source, finder)
 
 
 def _device(device: str) -> torch.device:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from pyposeext import ops
 from pyposeext.errors import InputError
+from pyposeext.pipelines.acceleration import padded_count
 from pyposeext.pipelines.detectors import Detections
 from pyposeext.pipelines.estimator import Estimator, finite_people, repaired_joints
-from pyposeext.pipelines.inputs import InputImage, checked_boxes, checked_image, checked_scores, stack_on
+from pyposeext.pipelines.inputs import InputImage, checked_boxes, checked_image, checked_scores, frames_and_table
 from pyposeext.structures import Poses
 
 
@@ -27,13 +28,14 @@ class TopDownEstimator(Estimator):
     joint), so it is lower than that of an R-CNN; where boxes are given without scores, the box counts 1. Of people more
     alike than `settings.oks_threshold` the best stays.
 
-    For a batch of frames two things go to the device, the frames and one table of boxes, and one comes back, a table of
-    joints and scores: cropping, normalising, the flip test, decoding, rescoring and suppression happen there.
+    For a batch of frames one transfer goes to the device, the frames with a table of boxes, and one comes back, a table
+    of joints and scores: cropping, normalising, the flip test, decoding, rescoring and suppression happen there.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._sigmas = torch.tensor(self.skeleton.sigmas, device=self.device)
+        self._dtype = next((value.dtype for value in self.model.parameters()), torch.float32)
 
     def people_in(self, image: NDArray[np.uint8], boxes: ArrayLike, scores: ArrayLike) -> Poses:
         """The people in detected boxes as COCO's protocol takes them: rescored, suppressed by OKS, best first.
@@ -86,8 +88,8 @@ class TopDownEstimator(Estimator):
         if not peopled:
             return results
         table = np.concatenate([_table(place, found[index]) for place, index in enumerate(peopled)])
-        frames = stack_on(self.device, [images[index] for index in peopled])
-        rows = self._joints(frames, torch.from_numpy(table).to(self.device)).cpu().numpy()
+        frames, boxes_there = frames_and_table(self.device, [images[index] for index in peopled], table)
+        rows = self._joints(frames, boxes_there).cpu().numpy()
         order = rows[:, -1].astype(np.int64)
         order = order[order >= 0]
         first = 0
@@ -122,11 +124,16 @@ class TopDownEstimator(Estimator):
 
     def _batch_joints(self, frames: Tensor, regions: Tensor, frame_index: Tensor) -> Tensor:
         """float32 [n, K, 3] of one batch of people."""
-        settings = self.settings
-        crops, matrices = self.model.crops(frames, regions, frame_index)
+        settings, count = self.settings, len(regions)
+        if settings.compiled:
+            # Few batch sizes, or everything is compiled anew: the last person is looked at once more.
+            repeats = padded_count(count, settings.people_per_batch) - count
+            regions = torch.cat([regions, regions[-1:].expand(repeats, -1)])
+            frame_index = torch.cat([frame_index, frame_index[-1:].expand(repeats)])
+        crops, matrices = self.model.crops(frames, regions, frame_index, self._dtype)
         decoding = None if settings.decoding == "model" else settings.decoding
         points, scores = self.model.estimate(crops, matrices, flip=settings.flip_test, decoding=decoding)
-        return torch.cat([points.float(), scores.float()[..., None]], dim=-1)
+        return torch.cat([points.float(), scores.float()[..., None]], dim=-1)[:count]
 
     def _kept(self, keypoints: Tensor, people: Tensor, boxes: Tensor, regions: Tensor, frame_index: Tensor) -> Tensor:
         """int64 [N]: the rows to keep by falling score, then -1; frames do not meddle with each other."""

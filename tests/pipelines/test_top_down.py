@@ -11,7 +11,9 @@ from pyposeext import ops
 from pyposeext.errors import InputError
 from pyposeext.models import create_model, register_model, registry
 from pyposeext.models.weights import save_model
+from pyposeext.pipelines.acceleration import accelerated
 from pyposeext.pipelines.detectors import ModelDetector
+from pyposeext.pipelines.inputs import frames_and_table
 from pyposeext.pipelines.rcnn import RCNNEstimator
 from pyposeext.pipelines.settings import EstimatorSettings
 from pyposeext.pipelines.top_down import TopDownEstimator
@@ -313,3 +315,26 @@ def test_heatmaps_without_numbers_leave_nobody_but_given_boxes_their_rows():
 def test_wrong_settings(arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         EstimatorSettings(**arguments)
+
+
+def test_frames_and_boxes_travel_together():
+    images = [np.random.default_rng(seed).integers(0, 256, (7, 5, 3), np.uint8) for seed in range(2)]
+    table = np.arange(18, dtype=np.float64).reshape(3, 6)
+    frames, boxes = frames_and_table(torch.device("meta"), images, table)
+    assert (frames.shape, frames.dtype, boxes.shape, boxes.dtype) == ((2, 7, 5, 3), torch.uint8, (3, 6), torch.float64)
+    frames, boxes = frames_and_table(torch.device("cpu"), images, table)
+    np.testing.assert_array_equal(frames.numpy(), images)
+    np.testing.assert_array_equal(boxes.numpy(), table)
+
+
+def test_compiled_and_half_precision_models_find_the_same_joints():
+    image, boxes = blob(CENTRES), boxes_around(CENTRES)
+    expected = estimator_of().image(image, boxes)
+    model = accelerated(bright_pose_model(), torch.device("cpu"), "bfloat16")
+    half = estimator_of(model=model).image(image, boxes)
+    # A pixel of the heatmap is 6.25 of the image, and equal neighbours decide the quarter offset.
+    np.testing.assert_allclose(half.keypoints[..., :2], expected.keypoints[..., :2], atol=6.5)
+    np.testing.assert_allclose(half.scores, expected.scores, atol=0.01)
+    # Padding: three people become four, and the fourth is dropped.
+    padded = estimator_of(compiled=True).image(image, boxes)
+    np.testing.assert_array_equal(padded.keypoints, expected.keypoints)
