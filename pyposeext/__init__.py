@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyposeext.models import create_model as create_model
     from pyposeext.models import list_models as list_models
     from pyposeext.pipelines.estimator import Estimator as Estimator
-    from pyposeext.pipelines.estimator import load as load
+    from pyposeext.pipelines.loading import load as load
     from pyposeext.structures import Poses as Poses
     from pyposeext.structures import Skeleton as Skeleton
 
@@ -26,7 +26,7 @@ _HOMES = {
     "Poses": "pyposeext.structures",
     "Skeleton": "pyposeext.structures",
     "Estimator": "pyposeext.pipelines.estimator",
-    "load": "pyposeext.pipelines.estimator",
+    "load": "pyposeext.pipelines.loading",
     "create_model": "pyposeext.models",
     "list_models": "pyposeext.models",
     "convert_state_dict": "pyposeext.models",

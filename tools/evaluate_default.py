@@ -29,7 +29,9 @@ from teacher import Multipose, PersonDetector, Thunder
 
 from pyposeext.datasets import CocoKeypoints
 from pyposeext.metrics import PCK, CocoEvaluation, torso_size
-from pyposeext.pipelines.estimator import Estimator, load
+from pyposeext.pipelines.estimator import Estimator
+from pyposeext.pipelines.loading import load
+from pyposeext.pipelines.rcnn import RCNNEstimator
 from pyposeext.pipelines.settings import EstimatorSettings
 from pyposeext.skeletons import COCO17
 from pyposeext.structures import Poses
@@ -125,7 +127,7 @@ def with_own_detections(predict: WholeImage) -> InBoxes:
 def _own_predictors(weights: Path) -> dict[str, tuple[WholeImage, InBoxes | None]]:
     """The model with its joints from the whole image and from crops; precision wants the faint people too."""
     plain: Estimator = load(weights, device="cpu", settings=EstimatorSettings(score_threshold=0.05))
-    crops = Estimator(plain.model, EstimatorSettings(pose_from="crops", score_threshold=0.05))
+    crops = RCNNEstimator(plain.model, EstimatorSettings(pose_from="crops", score_threshold=0.05))
     return {"default": (plain.image, plain.image), "default, crops": (crops.image, None)}
 
 

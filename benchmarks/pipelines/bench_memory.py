@@ -12,12 +12,14 @@ import json
 import multiprocessing
 import resource
 import tempfile
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
 import av
 import numpy as np
 
+from pyposeext.pipelines.inputs import InputImage
 from pyposeext.pipelines.video import VideoPoses
 from pyposeext.skeletons import COCO17
 from pyposeext.structures import Poses
@@ -36,11 +38,11 @@ def write_video(path: Path, frames: int) -> None:
         container.mux(stream.encode())
 
 
-def people(image: np.ndarray) -> Poses:
+def people(frames: Sequence[InputImage]) -> list[Poses]:
     corner = np.stack([np.arange(PEOPLE) * 30.0, np.arange(PEOPLE) * 20.0], axis=1)
     joints = corner[:, None] + np.random.default_rng(0).uniform(0, 25, (1, 17, 2))
     keypoints = np.concatenate([joints, np.ones((PEOPLE, 17, 1))], axis=2)
-    return Poses(keypoints, np.concatenate([corner, corner + 25], axis=1), np.ones(PEOPLE), COCO17)
+    return [Poses(keypoints, np.concatenate([corner, corner + 25], axis=1), np.ones(PEOPLE), COCO17) for _ in frames]
 
 
 def track(path: Path, directory: Path, result: multiprocessing.Queue) -> None:

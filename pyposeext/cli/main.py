@@ -20,7 +20,7 @@ VERBS = {
     "predict": "find people in an image, a folder of images or a video",
     "train": "train a model",
     "models": "list the models",
-    "weights": "convert, verify and list weight files",
+    "weights": "fetch, list, convert and verify weight files",
     "system": "say what is installed and what this machine has",
 }
 

@@ -26,20 +26,31 @@ class ModelOptions:
     Attributes:
         model: a model's name, or a weight file, which names its model.
         weights: a weight file, or the name of shipped weights.
+        detector: what finds the boxes of people: a model of boxes with shipped weights, NAME:WEIGHTS, a weight file, a
+            file of detections (.json) or an ONNX graph (.onnx). None: the model itself, or "default" for a top-down
+            model.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
         threads: CPU threads; None leaves PyTorch's choice.
     """
 
     model: str = "default"
     weights: str | None = None
+    detector: str | None = None
     device: str = "auto"
     threads: int | None = None
 
     def load(self, settings: EstimatorSettings) -> Estimator:
         """The estimator these options describe."""
-        from pyposeext.pipelines.estimator import load
+        from pyposeext.pipelines.loading import load
 
-        return load(self.model, self.device, weights=self.weights, threads=self.threads, settings=settings)
+        return load(
+            self.model,
+            self.device,
+            weights=self.weights,
+            threads=self.threads,
+            settings=settings,
+            detector=self.detector,
+        )
 
 
 @dataclass(frozen=True)

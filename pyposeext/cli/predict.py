@@ -107,20 +107,26 @@ def _predict_images(
     first: tuple[str, NDArray[np.uint8]],
     others: Iterator[tuple[str, NDArray[np.uint8]]],
 ) -> None:
-    threshold = options.common.drawing.keypoint_threshold
+    drawing = options.common.drawing
     stem = "stdin" if options.input == "-" else Path(options.input).resolve().stem
     target = sys.stdout if options.output is None else options.output / f"{stem}.coco.json"
     overlays = _overlay_names(options.input)
     writer = None
     if options.output is None or "coco" in options.formats:
-        writer = CocoWriter(target, estimator.skeleton, stem, threshold)
+        writer = CocoWriter(target, estimator.skeleton, stem, drawing.keypoint_threshold)
     try:
         for name, image in _chain(first, others):
-            poses = estimator.image(image)
+            poses = estimator.image(image, name=name)
             if writer is not None:
                 writer.write_image(poses, name, image.shape[1::-1])
             if options.output is not None and "overlay" in options.formats:
-                drawn = draw_poses(image, poses, keypoint_threshold=threshold, boxes=options.common.drawing.boxes)
+                drawn = draw_poses(
+                    image,
+                    poses,
+                    keypoint_threshold=drawing.keypoint_threshold,
+                    boxes=drawing.boxes,
+                    masks=drawing.masks,
+                )
                 write_image(options.output / overlays.get(name, f"{Path(name).stem}.overlay.png"), drawn)
         if writer is not None:
             writer.close()

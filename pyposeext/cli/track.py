@@ -17,7 +17,7 @@ from pyposeext.io.atomic import check_writable
 from pyposeext.io.video import VideoReader
 from pyposeext.pipelines.interrupt import Interrupted
 from pyposeext.pipelines.settings import DrawingSettings
-from pyposeext.pipelines.writers import FORMATS, check_formats
+from pyposeext.pipelines.writers import check_formats
 from pyposeext.trackers.linker import LinkerSettings, get_preset
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ class TrackArguments:
     """Find the people in a video, follow them over time, and write the results to a folder.
 
     NAME.posetrack.json, NAME.coco.json, NAME.csv, NAME.mp4 (overlay), NAME.timeline.png and run.toml (every setting).
+    The PoseTrack file takes COCO's or PoseTrack's joints and at most 100 people a frame.
     Ctrl-C finishes the files with the frames so far.
 
     Attributes:
         video: any file that FFmpeg reads.
         output: the folder, made where it is missing.
-        formats: which files to write.
+        formats: which files to write, of posetrack, coco, csv, mp4, timeline and toml; None for all that can hold the
+            people.
         preset: the tracker's settings to begin with, "default" or "detect_and_track".
         common: further options.
         tracker: how people are linked over time.
@@ -42,7 +44,7 @@ class TrackArguments:
 
     video: Annotated[Path, tyro.conf.Positional]
     output: Annotated[Path, OutputOption]
-    formats: tuple[str, ...] = FORMATS
+    formats: tuple[str, ...] | None = None
     preset: str = "default"
     common: Annotated[CommonOptions, tyro.conf.arg(name="")] = field(default_factory=CommonOptions)
     tracker: LinkerSettings = field(default_factory=LinkerSettings)
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     default = TrackArguments(video=missing_path(), output=missing_path(), tracker=preset)
     options = parse(TrackArguments, "track", arguments, default)
     common = options.common
-    check_formats(options.formats, tracked=True, maximum_people=common.estimator.maximum_people)
+    if options.formats is not None:
+        check_formats(options.formats, tracked=True, maximum_people=common.estimator.maximum_people)
     VideoReader(options.video, common.start, common.max_frames).close()
     check_writable(options.output)
     estimator = common.run.load(common.estimator)
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 def save_video(
     video: VideoPoses,
     output: Path,
-    formats: Sequence[str],
+    formats: Sequence[str] | None,
     drawing: DrawingSettings,
     progress: str,
     problems: Sequence[str],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,8 @@ class CocoWriter(PoseWriter):
 
     Beyond COCO's own fields an annotation has `score`, `keypoint_scores` (K values in 0..1) and, where people were
     tracked, `track_id`; an image has `time`. The visibility flag is 2 for joints with a score of at least
-    `keypoint_threshold`, else 1; `area` is that of the box.
+    `keypoint_threshold`, else 1. Where people have masks, `segmentation` is one in COCO's compressed run lengths and
+    `area` that of the mask; else `area` is that of the box.
 
     Args:
         target: the file, or an open text stream that is written to by `close`.
@@ -103,6 +105,9 @@ class CocoWriter(PoseWriter):
             "keypoint_scores": [round(float(score), 4) for score in scores],
             "score": round(float(poses.scores[person]), 4),
         }
+        if poses.masks is not None:
+            mask = poses.masks[person]
+            annotation |= {"segmentation": mask, "area": mask_area(mask)}
         if poses.ids is not None:
             annotation["track_id"] = int(poses.ids[person])
         return annotation
@@ -112,6 +117,13 @@ def read_coco(path: str | Path) -> list[FramePoses]:
     """The images of a file that `CocoWriter` wrote, in order, with their people and times (0 where none is given)."""
     content = load_json(path)
     return frames_of(content, get_skeleton(content["info"]["skeleton"]), "keypoint_scores")
+
+
+def mask_area(mask: Mapping[str, Any]) -> int:
+    """Square pixels of a COCO run-length encoding {"size": [height, width], "counts": str}."""
+    from faster_coco_eval import mask as coding  # slow to import
+
+    return int(coding.area(dict(mask)))
 
 
 def flat_keypoints(points: NDArray[np.floating[Any]], flags: NDArray[np.integer[Any]]) -> list[float | int]:
@@ -148,10 +160,12 @@ def frames_of(content: Any, skeleton: Skeleton, scores_key: str) -> list[FramePo
 def _poses(annotations: list[dict[str, Any]], skeleton: Skeleton, scores_key: str) -> Poses:
     if not annotations:
         return Poses.empty(skeleton)
-    keypoints = np.array([a["keypoints"] for a in annotations], dtype=np.float32).reshape(-1, len(skeleton), 3)
+    count, joints = len(annotations), len(skeleton)
+    keypoints = np.array([a["keypoints"] for a in annotations], dtype=np.float32).reshape(count, joints, 3)
     keypoints[:, :, 2] = [a[scores_key] for a in annotations]
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float32)
     boxes[:, 2:] += boxes[:, :2]
     tracked = all("track_id" in a for a in annotations)
     ids = np.array([a["track_id"] for a in annotations]) if tracked else None
-    return Poses(keypoints, boxes, np.array([a.get("score", 1.0) for a in annotations]), skeleton, ids)
+    masks = [a["segmentation"] for a in annotations] if all("segmentation" in a for a in annotations) else None
+    return Poses(keypoints, boxes, np.array([a.get("score", 1.0) for a in annotations]), skeleton, ids, masks)

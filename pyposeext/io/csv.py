@@ -18,7 +18,8 @@ COLUMNS = ("frame", "time", "track", "joint", "x", "y", "score")
 class CsvWriter(PoseWriter):
     """Rows of `COLUMNS`: frame from 0, time in seconds, x and y in source pixels, score in 0..1.
 
-    The track is empty where people were not tracked; a person's rows follow each other in the skeleton's order.
+    The track is empty where people were not tracked; a person's rows follow each other in the skeleton's order. People
+    of a model without joints have no rows: the COCO format holds their boxes and masks.
     """
 
     def __init__(self, path: str | Path, skeleton: Skeleton) -> None:

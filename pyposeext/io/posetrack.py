@@ -17,6 +17,8 @@ from pyposeext.skeletons import COCO17, POSETRACK18
 from pyposeext.structures import Poses, Skeleton
 
 PEOPLE_PER_IMAGE = 100
+# The joints that the format takes.
+CONVERTIBLE = (COCO17.names, POSETRACK18.names)
 
 # T SSSSSS FFFF: source 1, sequence 1, then the frame. Past 9999 frames the digits run over but stay unique in the file.
 _FIRST_IMAGE_ID = 1_000_001_0000
@@ -38,7 +40,7 @@ class PoseTrackWriter(PoseWriter):
     """
 
     def __init__(self, path: str | Path, skeleton: Skeleton, stem: str = "video") -> None:
-        if skeleton.names not in (COCO17.names, POSETRACK18.names):
+        if skeleton.names not in CONVERTIBLE:
             raise InputError(f"the PoseTrack format takes coco17 or posetrack18 joints, got {skeleton.name!r}")
         self._pending = PendingFile(path)
         self._arrays = JsonArrays(("images", "annotations"), self._pending.path.parent)

@@ -1,20 +1,18 @@
-"""From a video to people in every frame: reading ahead, estimating, linking and writing, one frame at a time."""
+"""From a video to people in every frame: reading ahead, estimating in batches, linking and writing, in order."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pyposeext.io.run_settings import write_run_settings
-from pyposeext.io.video import VideoReader
+from pyposeext.io.video import Frame, VideoReader
 from pyposeext.io.writer import FramePoses, PoseWriter
+from pyposeext.pipelines.inputs import InputImage
 from pyposeext.pipelines.interrupt import DeferredInterrupt, Interrupted
 from pyposeext.pipelines.prefetch import prefetch
 from pyposeext.pipelines.settings import DrawingSettings
@@ -28,7 +26,10 @@ from pyposeext.pipelines.writers import (
 from pyposeext.structures import Poses, Skeleton
 from pyposeext.trackers.linker import GraphLinker, LinkState
 
-Estimate = Callable[[NDArray[np.uint8]], Poses]
+Estimate = Callable[[Sequence[InputImage]], Sequence[Poses]]
+
+# So many frames at least are read ahead, or as many as a batch has.
+_READ_AHEAD = 4
 
 
 class Progress(NamedTuple):
@@ -64,10 +65,13 @@ class Saved(NamedTuple):
 class VideoPoses:
     """The people in each frame of a video, computed as it is iterated over (again, each time).
 
+    Memory is that of a few batches of frames, whatever the length of the video.
+
     Args:
         path: any video file that FFmpeg reads.
-        estimate: from RGB uint8 [H, W, 3] to the people in it.
+        estimate: from a batch of frames to the people in each.
         skeleton: of these.
+        frames_per_batch: how many frames `estimate` is given at once; the last batch may be smaller.
         maximum_people: how many `estimate` gives at most, or None where that is not known.
         linker: links the people over time; None leaves them without ids.
         start: seconds after the first frame at which to begin.
@@ -90,6 +94,7 @@ class VideoPoses:
         estimate: Estimate,
         skeleton: Skeleton,
         *,
+        frames_per_batch: int = 1,
         maximum_people: int | None = None,
         linker: GraphLinker | None = None,
         start: float = 0.0,
@@ -100,6 +105,7 @@ class VideoPoses:
         self._path = Path(path)
         self._estimate = estimate
         self._skeleton = skeleton
+        self._frames_per_batch = frames_per_batch
         self._maximum_people = maximum_people
         self._linker = linker
         self._start = start
@@ -116,12 +122,14 @@ class VideoPoses:
         state: LinkState | None = None
         size = (self.info.width, self.info.height)
         with self._open() as reader:
-            with closing(prefetch(reader)) as frames:
-                for frame in frames:
-                    poses = self._estimate(frame.image)
-                    if self._linker is not None:
-                        poses, state = self._linker.link(poses, state, size)
-                    yield FramePoses(frame.number, frame.time, poses, frame.image)
+            with closing(prefetch(reader, max(_READ_AHEAD, self._frames_per_batch))) as frames:
+                for batch in _batches(frames, self._frames_per_batch):
+                    people = self._estimate([InputImage(frame.image, frame.number) for frame in batch])
+                    for frame, found in zip(batch, people, strict=True):
+                        poses = found
+                        if self._linker is not None:
+                            poses, state = self._linker.link(poses, state, size)
+                        yield FramePoses(frame.number, frame.time, poses, frame.image)
             self.problems, self.complete = reader.problems, reader.complete
         for problem in self.problems:
             self._on_problem(problem)
@@ -151,7 +159,7 @@ class VideoPoses:
         """
         tracked = self._linker is not None
         if formats is None:
-            formats = fitting_formats(tracked, self._maximum_people)
+            formats = fitting_formats(tracked, self._maximum_people, self._skeleton)
         check_formats(formats, tracked, self._maximum_people)
         drawing = drawing or DrawingSettings()
         directory = Path(directory)
@@ -216,6 +224,18 @@ class VideoPoses:
             "output": {"formats": list(formats), "drawing": vars(drawing)},
             "result": {**facts, "complete": self.complete, "problems": self.problems},
         }
+
+
+def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """The frames in lists of `size`, the last perhaps shorter."""
+    batch: list[Frame] = []
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _discard(writers: Mapping[str, PoseWriter]) -> None:

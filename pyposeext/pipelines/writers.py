@@ -10,7 +10,7 @@ from pyposeext.io.atomic import PendingFile, make_directory
 from pyposeext.io.coco import CocoWriter
 from pyposeext.io.csv import CsvWriter
 from pyposeext.io.images import write_image
-from pyposeext.io.posetrack import PEOPLE_PER_IMAGE, PoseTrackWriter
+from pyposeext.io.posetrack import CONVERTIBLE, PEOPLE_PER_IMAGE, PoseTrackWriter
 from pyposeext.io.video import VideoInfo, VideoWriter
 from pyposeext.io.writer import FramePoses, PoseWriter
 from pyposeext.pipelines.settings import DrawingSettings
@@ -47,6 +47,7 @@ class OverlayWriter(PoseWriter):
             keypoint_threshold=self._drawing.keypoint_threshold,
             boxes=self._drawing.boxes,
             labels=self._drawing.labels,
+            masks=self._drawing.masks,
         )
         self._video.write(drawn, frame.time)
 
@@ -82,10 +83,13 @@ def output_path(directory: Path, stem: str, name: str) -> Path:
     return directory / (SETTINGS_FILE if name == SETTINGS_FORMAT else f"{stem}{SUFFIXES[name]}")
 
 
-def fitting_formats(tracked: bool, maximum_people: int | None = None) -> tuple[str, ...]:
-    """The formats that can hold such poses, at most that many people an image (None for no word on it)."""
+def fitting_formats(
+    tracked: bool, maximum_people: int | None = None, skeleton: Skeleton | None = None
+) -> tuple[str, ...]:
+    """The formats that can hold such poses, at most that many people an image (None for no word on either)."""
     crowded = maximum_people is not None and maximum_people > PEOPLE_PER_IMAGE
-    unfit = {*(() if tracked else _TRACKED_ONLY), *(("posetrack",) if crowded else ())}
+    other_joints = skeleton is not None and skeleton.names not in CONVERTIBLE
+    unfit = {*(() if tracked else _TRACKED_ONLY), *(("posetrack",) if crowded or other_joints else ())}
     return tuple(name for name in FORMATS if name not in unfit)
 
 

@@ -25,7 +25,7 @@ class LinkerSettings:
     Attributes:
         assignment: least total cost ("hungarian") or cheapest pair first ("greedy").
         box_weight: of 1 - IoU in the cost of a pair.
-        oks_weight: of 1 - OKS.
+        oks_weight: of 1 - OKS; of 1 - IoU where the skeleton has no sigmas, or no joints at all.
         pck_weight: of 1 - PCK.
         minimum_score: people below it are left out.
         birth_score: a track begins only with a person of this score, and people below it are linked after the others;
@@ -206,9 +206,12 @@ class GraphLinker:
         """[M, N], the weighted sum of the active costs."""
         settings = self.settings
         cost = np.zeros((len(boxes), len(people)))
-        if settings.box_weight:
-            cost += settings.box_weight * (1 - self._overlap(boxes, missed, people.boxes))
-        if settings.oks_weight:
+        # Without sigmas there is no OKS: the boxes count for it.
+        has_oks = bool(people.skeleton.sigmas)
+        box_weight = settings.box_weight + (0.0 if has_oks else settings.oks_weight)
+        if box_weight:
+            cost += box_weight * (1 - self._overlap(boxes, missed, people.boxes))
+        if settings.oks_weight and has_oks:
             areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
             alike = pose_oks(keypoints, people.keypoints, areas, people.skeleton.sigmas, settings.joint_score)
             cost += settings.oks_weight * (1 - alike)

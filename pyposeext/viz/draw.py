@@ -1,4 +1,4 @@
-"""Skeletons drawn over an image, with a colour and a label per track, legible from 320x240 upward."""
+"""Skeletons and masks drawn over an image, with a colour and a label per track, legible from 320x240 upward."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _LEFT, _RIGHT, _MIDDLE = (255, 150, 40), (60, 170, 255), (120, 230, 120)
 _OUTLINE = (20, 20, 20)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _SUBPIXEL_BITS = 4
+_MASK_SHARE = 0.4
 
 
 def track_colour(track: int) -> Colour:
@@ -40,6 +41,7 @@ def draw_poses(
     keypoint_threshold: float = 0.3,
     boxes: bool = False,
     labels: bool = True,
+    masks: bool = True,
 ) -> NDArray[np.uint8]:
     """A copy of the image with the people drawn on it.
 
@@ -50,19 +52,27 @@ def draw_poses(
         image: RGB uint8 [H, W, 3].
         poses: N people, in the image's pixels.
         keypoint_threshold: joints with a lower score, and limbs that end in them, are not drawn.
-        boxes: whether to draw the boxes.
+        boxes: whether to draw the boxes; those of people without joints are drawn in any case.
         labels: whether to write the id of each person who has one.
+        masks: whether to fill the masks of people who have them, translucently and with an outline, in the colour of
+            the track or green.
 
     Returns:
         RGB uint8 [H, W, 3].
+
+    Raises:
+        InputError: an image that is not so, or masks of another size.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InputError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     canvas: Any = np.ascontiguousarray(image).copy()
     width = max(1.0, min(image.shape[:2]) / 300)
     order = np.argsort(poses.scores, kind="stable").tolist()
+    if masks and poses.masks is not None:
+        for person in order:
+            _draw_mask(canvas, poses, person, width)
     for person in order:
-        if boxes:
+        if boxes or not len(poses.skeleton):
             _draw_box(canvas, poses, person, width)
         _draw_skeleton(canvas, poses, person, keypoint_threshold, width)
     if labels and poses.ids is not None:
@@ -91,11 +101,34 @@ def _draw_skeleton(canvas: Any, poses: Poses, person: int, threshold: float, wid
         cv2.circle(canvas, points[joint], radius, side_colour(skeleton.names[joint]), -1, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
+def _draw_mask(canvas: Any, poses: Poses, person: int, width: float) -> None:
+    from faster_coco_eval import mask as coding  # slow to import
+
+    assert poses.masks is not None
+    mask = poses.masks[person]
+    if tuple(mask["size"]) != canvas.shape[:2]:
+        raise InputError(f"masks must have the image's size {list(canvas.shape[:2])}, got {list(mask['size'])}")
+    filled: NDArray[np.uint8] = coding.decode(mask)
+    rows, columns = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
+    if len(rows) == 0:
+        return
+    top, left = int(rows[0]), int(columns[0])
+    cut = np.ascontiguousarray(filled[top : rows[-1] + 1, left : columns[-1] + 1])
+    part = canvas[top : top + cut.shape[0], left : left + cut.shape[1]]
+    colour = _person_colour(poses, person)
+    inside = cut > 0
+    part[inside] = np.rint((1 - _MASK_SHARE) * part[inside] + _MASK_SHARE * np.array(colour)).astype(np.uint8)
+    outlines, _ = cv2.findContours(cut, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(left, top))
+    thickness = max(1, round(width / 2))
+    cv2.drawContours(canvas, outlines, -1, _OUTLINE, thickness + 2, cv2.LINE_AA)
+    cv2.drawContours(canvas, outlines, -1, colour, thickness, cv2.LINE_AA)
+
+
 def _draw_box(canvas: Any, poses: Poses, person: int, width: float) -> None:
     box = poses.boxes[person]
     if not np.isfinite(box).all():
         return
-    colour = _MIDDLE if poses.ids is None else track_colour(int(poses.ids[person]))
+    colour = _person_colour(poses, person)
     first, last = _fixed_point(box.reshape(2, 2), canvas.shape)
     thickness = max(1, round(width / 2))
     cv2.rectangle(canvas, first, last, _OUTLINE, thickness + 2, cv2.LINE_AA, _SUBPIXEL_BITS)
@@ -122,6 +155,10 @@ def _draw_label(canvas: Any, poses: Poses, person: int, threshold: float, width:
     cv2.rectangle(canvas, (left, bottom - text_height - 2 * pad), (left + text_width + 2 * pad, bottom), colour, -1)
     ink = _OUTLINE if np.dot(colour, (0.299, 0.587, 0.114)) > 120 else (255, 255, 255)
     cv2.putText(canvas, text, (left + pad, bottom - pad), _FONT, scale, ink, thickness, cv2.LINE_AA)
+
+
+def _person_colour(poses: Poses, person: int) -> Colour:
+    return _MIDDLE if poses.ids is None else track_colour(int(poses.ids[person]))
 
 
 def _fixed_point(points: NDArray[np.float32], shape: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -187,7 +187,10 @@ def test_wrong_models_and_weights(clip, weights, tmp_path, capsys):
         (["--model", str(weights), "--device", "abacus"], "device must be"),
         (["--model", str(weights), "--preset", "none"], "preset must be one of"),
         (["--model", str(weights), "--formats", "gif"], "formats must be among"),
-        (["--model", str(weights), "--estimator.maximum-people", "101"], "maximum_people must be 100 or less"),
+        (
+            ["--model", str(weights), "--estimator.maximum-people", "101", "--formats", "posetrack"],
+            "maximum_people must be 100 or less",
+        ),
         (["--model", str(weights), "--max-frames", "0"], "max_frames must be"),
         (["--model", str(weights), "--start", "100"], "lies beyond the last frame"),
     ):

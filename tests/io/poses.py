@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
+import numpy as np
+import torch
+
+from pyposeext import ops
 from pyposeext.io.writer import FramePoses
 from pyposeext.skeletons import COCO17
 from pyposeext.structures import Poses, Skeleton
@@ -19,6 +23,13 @@ def make_poses(count: int, seed: int = 0, tracked: bool = True, skeleton: Skelet
     boxes = np.concatenate([corners, corners + sides], axis=1)
     ids = 10 + np.arange(count) if tracked else None
     return Poses(keypoints, boxes, rng.uniform(0.5, 1, count), skeleton, ids)
+
+
+def with_masks(poses: Poses, size: tuple[int, int] = (240, 320)) -> Poses:
+    """The same people with masks that fill their boxes."""
+    cells, boxes = torch.ones(len(poses), 28, 28), torch.from_numpy(poses.boxes)
+    encoded = ops.paste_masks_rle(cells, boxes, size, rule="detectron2")
+    return replace(poses, masks=[{**mask, "counts": mask["counts"].decode()} for mask in encoded])
 
 
 def make_frames(tracked: bool = True, skeleton: Skeleton = COCO17) -> list[FramePoses]:

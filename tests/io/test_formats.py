@@ -10,11 +10,11 @@ import pytest
 from faster_coco_eval import COCO
 
 from pyposeext.errors import InputError
-from pyposeext.io.coco import CocoWriter, read_coco
+from pyposeext.io.coco import CocoWriter, mask_area, read_coco
 from pyposeext.io.csv import COLUMNS, CsvWriter, read_csv
 from pyposeext.io.posetrack import PoseTrackWriter, read_posetrack, to_posetrack18
-from pyposeext.skeletons import COCO17, LSP14, POSETRACK18
-from tests.io.poses import make_frames, make_poses
+from pyposeext.skeletons import COCO17, LSP14, NO_JOINTS, POSETRACK18
+from tests.io.poses import make_frames, make_poses, with_masks
 
 
 def fill(writer, frames):
@@ -56,6 +56,32 @@ def test_coco_is_what_the_field_reads(tmp_path):
     category = coco.loadCats(1)[0]
     assert category["keypoints"] == list(COCO17.names)
     assert category["skeleton"][0] == [16, 14]
+
+
+@pytest.mark.parametrize("skeleton", [COCO17, NO_JOINTS])
+def test_coco_keeps_masks(tmp_path, skeleton):
+    frames = [frame._replace(poses=with_masks(frame.poses)) for frame in make_frames(skeleton=skeleton)]
+    fill(CocoWriter(tmp_path / "a.json", skeleton), frames)
+    again = read_coco(tmp_path / "a.json")
+    assert_same(again, frames)
+    for one, other in zip(again, frames, strict=True):
+        assert (one.poses.masks or []) == other.poses.masks
+    coco = COCO(str(tmp_path / "a.json"))
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        pixels = coco.annToMask(annotation)
+        assert pixels.shape == (240, 320)
+        assert annotation["area"] == pixels.sum() == mask_area(annotation["segmentation"])
+        x, y, width, height = annotation["bbox"]
+        rows, columns = np.nonzero(pixels)
+        np.testing.assert_allclose([columns.min(), rows.min()], [x, y], atol=1)
+        ends = [min(x + width, 320), min(y + height, 240)]
+        np.testing.assert_allclose([columns.max() + 1, rows.max() + 1], ends, atol=1)
+
+
+def test_csv_has_no_rows_of_people_without_joints(tmp_path):
+    fill(CsvWriter(tmp_path / "a.csv", NO_JOINTS), make_frames(skeleton=NO_JOINTS))
+    assert (tmp_path / "a.csv").read_text() == ",".join(COLUMNS) + "\n"
+    assert read_csv(tmp_path / "a.csv", NO_JOINTS) == []
 
 
 def test_coco_goes_to_a_stream():

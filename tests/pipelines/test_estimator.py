@@ -11,7 +11,8 @@ from pyposeext.errors import InputError
 from pyposeext.io.weights import save_weights
 from pyposeext.models import create_model
 from pyposeext.models.weights import save_model
-from pyposeext.pipelines.estimator import Estimator, load
+from pyposeext.pipelines.loading import load
+from pyposeext.pipelines.rcnn import RCNNEstimator
 from pyposeext.pipelines.settings import EstimatorSettings
 from tests.pipelines.fakes import BrightSpotModel
 
@@ -27,7 +28,7 @@ def spot(box, size=(480, 640)):
 @pytest.mark.parametrize("pose_from", ["features", "crops"])
 @pytest.mark.parametrize("box", [(200, 100, 280, 300), (0, 0, 80, 120), (560, 360, 640, 480)])
 def test_boxes_and_joints_are_in_source_pixels(pose_from, box):
-    estimator = Estimator(BrightSpotModel(), EstimatorSettings(pose_from=pose_from))
+    estimator = RCNNEstimator(BrightSpotModel(), EstimatorSettings(pose_from=pose_from))
     poses = estimator.image(spot(box))
     np.testing.assert_allclose(poses.boxes, [box], atol=4.01)
     # The middle of a box of whole pixels, counted from pixel centres.
@@ -41,7 +42,7 @@ def test_given_boxes_are_looked_at_at_full_resolution_in_one_batch():
     box = (200, 100, 280, 300)
     model = BrightSpotModel()
     given = [[190, 90, 290, 310], [180, 80, 300, 310], [150, 50, 300, 330]]
-    poses = Estimator(model).image(spot(box), boxes=given)
+    poses = RCNNEstimator(model).image(spot(box), boxes=given)
     assert model.calls == [[(3, 256, 192)] * 3]
     np.testing.assert_array_equal(poses.boxes, given)
     # The model counts whole crop pixels, of which the largest crop has one to 1.37 source pixels: half of that is lost.
@@ -51,10 +52,10 @@ def test_given_boxes_are_looked_at_at_full_resolution_in_one_batch():
 
 
 def test_no_boxes_and_nobody_give_empty_poses():
-    estimator = Estimator(BrightSpotModel())
+    estimator = RCNNEstimator(BrightSpotModel())
     assert len(estimator.image(spot((0, 0, 9, 9)), boxes=[])) == 0
     for pose_from in ("features", "crops"):
-        poses = Estimator(BrightSpotModel(), EstimatorSettings(pose_from=pose_from)).image(
+        poses = RCNNEstimator(BrightSpotModel(), EstimatorSettings(pose_from=pose_from)).image(
             np.zeros((40, 60, 3), np.uint8)
         )
         assert poses.keypoints.shape == (0, 17, 3)
@@ -62,9 +63,9 @@ def test_no_boxes_and_nobody_give_empty_poses():
 
 def test_weak_people_and_other_things_are_left_out():
     image = spot((200, 100, 280, 300))
-    assert len(Estimator(BrightSpotModel(score=0.2)).image(image)) == 0
-    assert len(Estimator(BrightSpotModel(score=0.2), EstimatorSettings(score_threshold=0.1)).image(image)) == 1
-    assert len(Estimator(BrightSpotModel(label=2)).image(image)) == 0
+    assert len(RCNNEstimator(BrightSpotModel(score=0.2)).image(image)) == 0
+    assert len(RCNNEstimator(BrightSpotModel(score=0.2), EstimatorSettings(score_threshold=0.1)).image(image)) == 1
+    assert len(RCNNEstimator(BrightSpotModel(label=2)).image(image)) == 0
 
 
 @pytest.mark.parametrize(
@@ -80,11 +81,11 @@ def test_weak_people_and_other_things_are_left_out():
 )
 def test_wrong_input(image, boxes, sentence):
     with pytest.raises(InputError, match=sentence):
-        Estimator(BrightSpotModel()).image(image, boxes)
+        RCNNEstimator(BrightSpotModel()).image(image, boxes)
 
 
 def test_steps_carry_the_ids_on():
-    estimator, state, ids = Estimator(BrightSpotModel()), None, []
+    estimator, state, ids = RCNNEstimator(BrightSpotModel()), None, []
     for shift in range(0, 50, 10):
         poses, state = estimator.step(spot((200 + shift, 100, 280 + shift, 300)), state)
         ids.append(poses.ids.tolist())
@@ -93,8 +94,8 @@ def test_steps_carry_the_ids_on():
 
 def test_a_tracker_goes_on_with_people_too_faint_to_be_found_alone():
     image = spot((200, 100, 280, 300))
-    _, state = Estimator(BrightSpotModel(score=0.9)).step(image)
-    poses, _ = Estimator(BrightSpotModel(score=0.25)).step(image, state)
+    _, state = RCNNEstimator(BrightSpotModel(score=0.9)).step(image)
+    poses, _ = RCNNEstimator(BrightSpotModel(score=0.25)).step(image, state)
     assert poses.ids.tolist() == [0]
 
 
@@ -120,11 +121,12 @@ def test_what_cannot_be_loaded_is_one_sentence(weights, tmp_path, monkeypatch):
     (tmp_path / "text.safetensors").write_text("text")
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:5000])
     save_weights(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {"model": "keypoint_rcnn_resnet50_fpn"})
-    monkeypatch.setattr("pyposeext.pipelines.estimator.list_weights", list)
+    (tmp_path / "nothing_shipped").mkdir()
+    monkeypatch.setattr("pyposeext.io.weights._SHIPPED", tmp_path / "nothing_shipped")
     for name, given, sentence in (
         ("default", None, "this installation has no default weights"),
         ("keypoint_rcnn_resnet50_fpn", None, "has no weights of the model keypoint_rcnn_resnet50_fpn"),
-        ("nothing", None, "model must be one of default, keypoint_rcnn"),
+        ("nothing", None, "model must be one of default, hrnet_w16, "),
         (tmp_path / "none.safetensors", None, "does not exist"),
         (tmp_path / "text.safetensors", None, "not a safetensors file"),
         (tmp_path / "cut.safetensors", None, "damaged"),
@@ -171,12 +173,12 @@ class BrokenModel(BrightSpotModel):
 @pytest.mark.parametrize("pose_from", ["features", "crops"])
 @pytest.mark.parametrize("joint", [None, 3])
 def test_people_without_numbers_are_left_out(pose_from, joint):
-    estimator = Estimator(BrokenModel(joint), EstimatorSettings(pose_from=pose_from))
+    estimator = RCNNEstimator(BrokenModel(joint), EstimatorSettings(pose_from=pose_from))
     assert len(estimator.image(spot((200, 100, 280, 300)))) == 0
 
 
 def test_given_boxes_keep_their_rows_without_numbers():
-    poses = Estimator(BrokenModel(3)).image(
+    poses = RCNNEstimator(BrokenModel(3)).image(
         spot((200, 100, 280, 300)), boxes=[[190, 90, 290, 310], [180, 80, 300, 310]]
     )
     np.testing.assert_array_equal(poses.keypoints[:, 3], [[240, 200, 0], [240, 195, 0]])

@@ -15,8 +15,8 @@ from pyposeext.io.coco import read_coco
 from pyposeext.io.csv import read_csv
 from pyposeext.io.posetrack import read_posetrack
 from pyposeext.io.video import VideoReader
-from pyposeext.pipelines.estimator import Estimator
 from pyposeext.pipelines.interrupt import Interrupted
+from pyposeext.pipelines.rcnn import RCNNEstimator
 from pyposeext.pipelines.settings import EstimatorSettings
 from pyposeext.pipelines.video import VideoPoses
 from pyposeext.pipelines.writers import FORMATS, DrawingSettings
@@ -76,7 +76,9 @@ def test_every_format_is_saved_and_agrees(clip, tmp_path):
 
 def test_run_toml_holds_the_settings(clip, tmp_path):
     tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
-    video = Estimator(BrightSpotModel()).video(clip, track=True, tracker="detect_and_track", start=0.1, max_frames=2)
+    video = RCNNEstimator(BrightSpotModel()).video(
+        clip, track=True, tracker="detect_and_track", start=0.1, max_frames=2
+    )
     video.save(tmp_path / "out", ["csv", "toml"], drawing=DrawingSettings(boxes=True))
     record = tomllib.loads((tmp_path / "out" / "run.toml").read_text())
     assert record["tracker"]["id_limit"] == 999
@@ -97,7 +99,7 @@ def test_untracked_videos_have_the_formats_that_fit(clip, tmp_path):
 
 
 def test_more_people_than_posetrack_numbers_are_refused_before_any_work(clip, tmp_path):
-    estimator = Estimator(BrightSpotModel(), EstimatorSettings(maximum_people=101))
+    estimator = RCNNEstimator(BrightSpotModel(), EstimatorSettings(maximum_people=101))
     video = estimator.video(clip, track=True, max_frames=1)
     with pytest.raises(InputError, match="maximum_people must be 100 or less for the format 'posetrack', got 101"):
         video.save(tmp_path / "out", ["posetrack", "csv"])
@@ -135,7 +137,7 @@ def test_the_input_is_never_overwritten(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_found_before_any_work(clip, tmp_path):
-    def never(image):
+    def never(frames):
         raise AssertionError("a frame was worked on")
 
     (tmp_path / "file").write_text("")
@@ -167,7 +169,7 @@ def test_a_change_of_size_is_kept_and_said(tmp_path):
 
 
 def test_an_error_on_the_way_leaves_no_files(clip, tmp_path):
-    def fails(image):
+    def fails(frames):
         raise RuntimeError("no more")
 
     threads = threading.active_count()

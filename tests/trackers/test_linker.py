@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pyposeext.errors import InputError
-from pyposeext.skeletons import COCO17
+from pyposeext.skeletons import COCO17, MPII16, NO_JOINTS
 from pyposeext.structures import Poses
 from pyposeext.trackers.linker import PRESETS, GraphLinker, LinkerSettings, get_preset
 
@@ -160,6 +160,16 @@ def test_the_published_preset_links_as_published():
     assert (PUBLISHED.maximum_cost, PUBLISHED.max_gap, PUBLISHED.id_limit) == (None, 0, 999)
     assert PUBLISHED.plus_one
     assert not PUBLISHED.constant_velocity
+
+
+@pytest.mark.parametrize("skeleton", [NO_JOINTS, MPII16])
+def test_without_sigmas_people_are_linked_by_their_boxes(skeleton):
+    def boxed(*boxes):
+        return Poses(np.zeros((len(boxes), len(skeleton), 3)), np.array(boxes), np.full(len(boxes), 0.9), skeleton)
+
+    # An overlap of a third: too little for half the weight of the cost, enough for all of it.
+    frames = [boxed(A, B), boxed(moved(B, 20), moved(A, 20)), boxed(moved(A, 25), C)]
+    assert link_all(GraphLinker(), frames) == [[0, 1], [1, 0], [0, 2]]
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pyposeext.errors import InputError
-from pyposeext.skeletons import COCO17
+from pyposeext.skeletons import COCO17, NO_JOINTS
 from pyposeext.structures import Poses
 from pyposeext.viz.draw import draw_poses, track_colour
-from tests.io.poses import make_poses
+from tests.io.poses import make_poses, with_masks
 
 GREY = np.full((240, 320, 3), 128, np.uint8)
 
@@ -84,6 +86,57 @@ def test_tiny_images(size):
 
 def test_nobody_changes_nothing():
     assert not changed(draw_poses(GREY, make_poses(0))).any()
+
+
+def masked(count=1, ids=None):
+    """People without joints whose masks fill their boxes, (60, 40) to (140, 120) and so on."""
+    boxes = np.array([[60 + 50 * n, 40, 140 + 50 * n, 120] for n in range(count)], np.float32)
+    poses = Poses(np.zeros((count, 0, 3)), boxes, np.linspace(0.5, 0.9, count), NO_JOINTS, ids)
+    return with_masks(poses)
+
+
+def test_a_mask_is_filled_and_outlined_in_the_colour_of_its_track():
+    for ids, colour in ((None, (120, 230, 120)), (np.array([3]), track_colour(3))):
+        image = draw_poses(GREY, masked(ids=ids), labels=False)
+        expected = np.rint(0.6 * 128 + 0.4 * np.array(colour))
+        np.testing.assert_array_equal(image[80, 100], expected)
+        seen = changed(image)
+        assert seen[45:115, 65:135].all()
+        assert not seen[:35].any()
+        assert not seen[:, 150:].any()
+    with_outline = draw_poses(GREY, replace(masked(), skeleton=COCO17, keypoints=np.zeros((1, 17, 3))))
+    rows = np.flatnonzero(changed(with_outline)[:, 100])
+    for edge in (rows[:6], rows[-6:]):
+        # Smoothing takes some of the colour of a line of one pixel; dark lines lie beside it.
+        assert np.abs(with_outline[edge, 100].astype(int) - (120, 230, 120)).max(axis=1).min() < 40
+        assert (with_outline[edge, 100] == 20).all(axis=1).sum() == 2
+
+
+def test_masks_may_be_left_out():
+    people = replace(masked(), skeleton=COCO17, keypoints=np.zeros((1, 17, 3)))
+    assert changed(draw_poses(GREY, people)).any()
+    assert not changed(draw_poses(GREY, people, masks=False)).any()
+
+
+def test_people_without_joints_have_their_boxes_and_ids():
+    plain = changed(draw_poses(GREY, masked(), masks=False, labels=False))
+    assert plain[40, 60:140].all()
+    assert not plain[60:100, 70:130].any()
+    assert changed(draw_poses(GREY, masked(ids=np.array([5])), masks=False))[20:36, 50:70].any()
+
+
+def test_the_best_mask_lies_on_top():
+    image = draw_poses(GREY, masked(2, np.array([0, 1])), labels=False)
+    once = 0.6 * 128 + 0.4 * np.array(track_colour(0))
+    np.testing.assert_allclose(image[80, 125], 0.6 * once + 0.4 * np.array(track_colour(1)), atol=1)
+
+
+def test_empty_masks_and_masks_of_another_size():
+    boxes = np.array([[900, 900, 950, 950]], np.float32)
+    nothing = with_masks(Poses(np.zeros((1, 17, 3)), boxes, np.ones(1), COCO17))
+    assert not changed(draw_poses(GREY, nothing)).any()
+    with pytest.raises(InputError, match=r"masks must have the image's size \[120, 320\], got \[240, 320\]"):
+        draw_poses(GREY[:120], masked())
 
 
 def test_an_image_that_is_none_is_refused():

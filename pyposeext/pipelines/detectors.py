@@ -1,0 +1,157 @@
+"""What finds the boxes of people for an estimator: a registered model, a file of detections, or an ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyposeext.errors import InputError
+from pyposeext.io.weights import file_sha256
+from pyposeext.models import create_model
+from pyposeext.pipelines.inputs import InputImage, model_images
+from pyposeext.pipelines.preparation import prepare_model
+from pyposeext.pipelines.settings import OnnxSettings
+
+PERSON = 1
+
+
+class Detections(NamedTuple):
+    """The boxes of people in an image.
+
+    Attributes:
+        boxes: float32 [N, 4], x1, y1, x2, y2 in its pixels.
+        scores: float32 [N], in 0..1.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    @classmethod
+    def none(cls) -> Detections:
+        """Nobody."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+
+    def best(self, score_threshold: float, maximum: int) -> Detections:
+        """Those of a score from the threshold on, best first, the first `maximum`; no box without numbers or area."""
+        numbers = np.isfinite(self.boxes).all(axis=1) & (self.boxes[:, 2:] > self.boxes[:, :2]).all(axis=1)
+        # A score that is no number fails the comparison too.
+        kept = np.flatnonzero(numbers & (self.scores >= score_threshold))
+        kept = kept[np.argsort(-self.scores[kept], kind="stable")][:maximum]
+        return Detections(self.boxes[kept], self.scores[kept])
+
+
+class Detector(Protocol):
+    """Anything that finds people.
+
+    Attributes:
+        source: where it comes from, for a run's record.
+    """
+
+    source: dict[str, Any]
+
+    def detect(self, inputs: Sequence[InputImage]) -> list[Detections]:
+        """The people in each image, of any score and in any order."""
+
+
+class ModelDetector:
+    """The people that an R-CNN finds, by its box branch.
+
+    Args:
+        model: a `pyposeext.models.mask_rcnn.MaskRCNN`, or what has its methods.
+        device: where it runs.
+        source: where model and weights come from.
+    """
+
+    def __init__(self, model: Any, device: torch.device, source: dict[str, Any] | None = None) -> None:
+        self.model = prepare_model(model, device)
+        self.device = device
+        self.source = source or {}
+
+    def detect(self, inputs: Sequence[InputImage]) -> list[Detections]:
+        """As `Detector`; images of one size go through the model together."""
+        small = [resize_for(self.model, each.image) for each in inputs]
+        with torch.inference_mode():
+            find = getattr(self.model, "detect_boxes", self.model)
+            found = find(model_images(self.device, small), resize=False)
+            # One transfer for the whole batch.
+            rows = torch.cat([box_columns(each) for each in found]).cpu().numpy()
+        parts = np.split(rows, np.cumsum([len(each["boxes"]) for each in found])[:-1])
+        return [
+            _people(part, source_ratio(each.image, image))
+            for part, each, image in zip(parts, inputs, small, strict=True)
+        ]
+
+
+def resolve_detector(
+    detector: str | Path | Detector, device: torch.device, onnx: OnnxSettings | None = None
+) -> Detector:
+    """The detector that a word names.
+
+    Args:
+        detector: "default" or the name of a registered model of boxes, with its shipped weights, or NAME:WEIGHTS; a
+            weight file (.safetensors), which names its model; a file of detections (.json), see `FileDetector`; an ONNX
+            graph (.onnx), see `OnnxDetector`. A detector is returned as it is.
+        device: where it runs.
+        onnx: for an ONNX graph.
+
+    Raises:
+        InputError: none of these, or what cannot be read.
+    """
+    if not isinstance(detector, (str, Path)):
+        return detector
+    suffix = Path(detector).suffix.lower()
+    if suffix == ".json":
+        from pyposeext.pipelines.file_detector import FileDetector
+
+        return FileDetector(detector)
+    if suffix == ".onnx":
+        from pyposeext.pipelines.onnx_detector import OnnxDetector
+
+        return OnnxDetector(detector, device, onnx or OnnxSettings())
+    from pyposeext.pipelines.sources import model_and_weights
+
+    name, file = model_and_weights(*_name_and_weights(str(detector)), "detector")
+    model = create_model(name, weights=file)
+    if not hasattr(model, "transform") or not hasattr(model, "poses_in_boxes"):
+        raise InputError(f"detector must be a model that finds boxes, a .json or an .onnx file, got {detector!r}")
+    source = {"name": getattr(model, "model_name", name), "weights": str(file), "weights_sha256": file_sha256(file)}
+    return ModelDetector(model, device, source)
+
+
+def resize_for(model: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image at the size that an R-CNN works on."""
+    transform = model.transform
+    size = transform.resized(image.shape[:2], transform.min_size[-1])
+    shrinks = size[0] < image.shape[0]
+    # The model's own bilinear resize skips pixels when it shrinks much; averaging keeps small people whole.
+    small: Any = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return small
+
+
+def source_ratio(image: NDArray[np.uint8], small: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pixels of the image per pixel of the resized one, x and y."""
+    return np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]], dtype=np.float32)
+
+
+def box_columns(found: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What an R-CNN found in an image as rows [N, 6]: the box, the score, the label."""
+    return torch.cat([found["boxes"], found["scores"][:, None], found["labels"][:, None]], dim=1).float()
+
+
+def _people(rows: NDArray[np.float32], ratio: NDArray[np.float32]) -> Detections:
+    people = rows[rows[:, 5] == PERSON]
+    return Detections(people[:, :4] * np.tile(ratio, 2), people[:, 4])
+
+
+def _name_and_weights(word: str) -> tuple[str, str | None]:
+    """NAME:WEIGHTS apart; a path with a colon in it stays whole."""
+    name, colon, weights = word.partition(":")
+    if colon and not Path(word).is_file() and "/" not in name:
+        return name, weights
+    return word, None

@@ -1,0 +1,70 @@
+"""What comes into an estimator: checked images, boxes and scores, and their way to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pyposeext.errors import InputError
+
+
+class InputImage(NamedTuple):
+    """An image and where it is from, by which detections in a file are found.
+
+    Attributes:
+        image: RGB uint8 [H, W, 3].
+        number: of the frame among those read from a video, from 0; None for an image that is no frame.
+        name: of the image's file; "" where it has none.
+    """
+
+    image: NDArray[np.uint8]
+    number: int | None = None
+    name: str = ""
+
+
+def checked_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image, or an InputError where it is not RGB uint8 [H, W, 3] with at least one pixel."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(f"image must be RGB uint8 [H, W, 3] and not empty, got {image.dtype} {list(image.shape)}")
+    return image
+
+
+def checked_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
+    """Boxes as float32 [N, 4], or an InputError where they are not finite boxes with an area."""
+    array = np.asarray(boxes, dtype=np.float32)
+    if array.size == 0:
+        array = array.reshape(0, 4)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise InputError(f"boxes must be [N, 4], got shape {list(array.shape)}")
+    if not np.isfinite(array).all() or (array[:, 2:] <= array[:, :2]).any():
+        raise InputError("boxes must be finite with x2 > x1 and y2 > y1")
+    return array
+
+
+def checked_scores(scores: ArrayLike, count: int) -> NDArray[np.float32]:
+    """Scores as float32 [count], or an InputError where they are not so many finite numbers."""
+    array = np.asarray(scores, dtype=np.float32)
+    if array.shape != (count,) or not np.isfinite(array).all():
+        raise InputError(f"scores must be {count} finite numbers, one for each box, got shape {list(array.shape)}")
+    return array
+
+
+def stack_on(device: torch.device, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Images of one size as uint8 [N, H, W, 3] on the device, in one transfer (from pinned memory to a GPU)."""
+    stack = torch.from_numpy(images[0][None] if len(images) == 1 else np.stack(images))
+    if device.type != "cuda":
+        return stack.to(device)
+    return stack.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def model_images(device: torch.device, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+    """Each image as float [3, H, W] in 0..1 on the device; those of one size go there in one transfer."""
+    if len({image.shape for image in images}) > 1:
+        return [tensor for image in images for tensor in model_images(device, [image])]
+    return [image.permute(2, 0, 1).float() / 255 for image in stack_on(device, images)]

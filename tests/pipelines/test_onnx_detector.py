@@ -1,0 +1,232 @@
+"""ONNX detectors: how images go in, the layouts of what comes out, and graphs that fit none."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pyposeext.errors import InputError
+from pyposeext.pipelines.detectors import resolve_detector
+from pyposeext.pipelines.inputs import InputImage
+from pyposeext.pipelines.onnx_detector import OnnxDetector, _fit
+from pyposeext.pipelines.settings import OnnxSettings
+from tests.pipelines.fakes import blob
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+
+from tests.pipelines.onnx_graphs import save_graph  # noqa: E402
+
+CPU = torch.device("cpu")
+UINT8, FLOAT, FLOAT16 = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+# Fitted into 64 x 96: 0.5 of the size, 16 pixels of grey at the left and the right.
+IMAGE = np.full((128, 128, 3), 100, np.uint8)
+# A person at (20, 10, 60, 90) of the image, found twice, and a thing; in pixels of the graph.
+CORNERS = np.array([[26, 5, 46, 45], [26, 5, 46.5, 45], [50, 20, 60, 30]], np.float32)
+CENTRES = np.array([[36, 25, 20, 40], [36.25, 25, 20.5, 40], [55, 25, 10, 10]], np.float32)
+EXPECTED = [20, 10, 60, 90]
+
+
+def raw(channels, boxes=200):
+    """[N, channels] of nobody, with the three boxes in the first rows."""
+    table = np.zeros((boxes, channels), np.float32)
+    table[:, 2:4] = 1
+    table[:3, :4] = CENTRES
+    return table
+
+
+def yolo():
+    table = raw(4 + 3)
+    table[:3, 4:] = [[0.9, 0, 0], [0.8, 0, 0], [0, 0.95, 0]]
+    return {"output0": np.ascontiguousarray(table.T[None])}
+
+
+def yolo_objectness(classes=3):
+    table = raw(5 + classes, boxes=2000)
+    table[:3, 4] = [1.0, 0.9, 1.0]
+    table[:2, 5], table[2, 5 + classes - 1] = 0.9, 0.95 if classes > 1 else 0
+    return {"output": table[None]}
+
+
+def rows(batched=True):
+    table = np.zeros((300, 6), np.float32)
+    table[:3] = np.column_stack([CORNERS, [0.9, 0.0, 0.95], [0, 0, 1]])
+    return {"output0": table[None] if batched else table}
+
+
+def torchvision(names=("boxes", "labels", "scores")):
+    values = CORNERS, np.array([1, 1, 3]), np.array([0.9, 0.0, 0.95], np.float32)
+    return dict(zip(names, values, strict=True))
+
+
+def shares():
+    outputs = torchvision(("bboxes", "labels", "scores"))
+    outputs["bboxes"] = outputs["bboxes"] / np.array([96, 64, 96, 64], np.float32)
+    return {name: value[None] for name, value in outputs.items()}
+
+
+def tensorflow():
+    boxes = (CORNERS / np.array([96, 64, 96, 64], np.float32))[:, [1, 0, 3, 2]]
+    return {
+        "detection_boxes": boxes[None],
+        "detection_classes": np.array([[1, 1, 3]], np.float32),
+        "detection_scores": np.array([[0.9, 0.0, 0.95]], np.float32),
+        "num_detections": np.array([3], np.float32),
+    }
+
+
+LAYOUTS = {
+    "yolo": (yolo, "yolo"),
+    "yolo_objectness": (yolo_objectness, "yolo_objectness"),
+    "one class": (lambda: yolo_objectness(1), "yolo_objectness"),
+    "rows": (rows, "rows"),
+    "rows without images": (lambda: rows(False), "rows"),
+    "torchvision": (torchvision, "parts"),
+    "torchvision without names": (lambda: torchvision(("2774", "2770", "2769")), "parts"),
+    "shares": (shares, "parts"),
+    "tensorflow": (tensorflow, "parts"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_is_found_and_read(tmp_path, name):
+    make, layout = LAYOUTS[name]
+    path = save_graph(tmp_path / "a.onnx", make())
+    for chosen in ("auto", layout):
+        detector = OnnxDetector(path, CPU, OnnxSettings(layout=chosen))
+        assert detector.source["layout"] == layout
+        found = detector.detect([InputImage(IMAGE)])[0]
+        np.testing.assert_allclose(found.boxes, [EXPECTED], atol=1e-4)
+        assert found.scores.tolist() == pytest.approx([0.9])
+
+
+def test_another_class_may_be_the_person(tmp_path):
+    path = save_graph(tmp_path / "a.onnx", yolo())
+    found = OnnxDetector(path, CPU, OnnxSettings(person=1)).detect([InputImage(IMAGE)])[0]
+    np.testing.assert_allclose(found.boxes, [[68, 40, 88, 60]], atol=1e-4)
+    loose = OnnxDetector(path, CPU, OnnxSettings(iou_threshold=1.0)).detect([InputImage(IMAGE)])[0]
+    assert loose.scores.tolist() == pytest.approx([0.9, 0.8])
+
+
+def row_with_mean():
+    return {"output0": np.array([[[10, 10, 50, 50, 0, 0]]], np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "settings", "mean"),
+    [
+        (FLOAT, (1, 3, 64, 64), {}, 0.2),
+        (FLOAT, (1, 64, 64, 3), {}, 0.2),
+        (FLOAT, (3, 64, 64), {}, 0.2),
+        (FLOAT16, (1, 3, 64, 64), {}, 0.2),
+        (FLOAT, ("n", 3, "height", "width"), {"size": 64}, 0.2),
+        (FLOAT, (1, 3, 64, 64), {"values": "imagenet"}, np.mean((0.2 - np.array([0.485, 0.456, 0.406])) / 0.225)),
+    ],
+)
+def test_images_go_in_as_the_graph_takes_them(tmp_path, kind, shape, settings, mean):
+    path = save_graph(tmp_path / "a.onnx", row_with_mean(), shape, kind, mean_in=(0, 0, 4))
+    detector = OnnxDetector(path, CPU, OnnxSettings(**settings))
+    image = np.full((128, 128, 3), 51, np.uint8)
+    outputs = detector._run(_fit(image, (64, 64))[0])
+    assert outputs["output0"][0, 0, 4] == pytest.approx(mean, abs=0.02)
+
+
+@pytest.mark.parametrize(("kind", "values"), [(UINT8, "unit"), (FLOAT, "byte")])
+def test_bytes_stay_bytes(tmp_path, kind, values):
+    path = save_graph(tmp_path / "a.onnx", row_with_mean(), (1, 64, 64, 3), kind, mean_in=(0, 0, 4))
+    detector = OnnxDetector(path, CPU, OnnxSettings(values=values))
+    assert detector._run(np.full((64, 64, 3), 51, np.uint8))["output0"][0, 0, 4] == pytest.approx(51)
+
+
+def test_colours_are_turned_round(tmp_path):
+    path = save_graph(tmp_path / "a.onnx", row_with_mean(), (1, 3, 64, 64))
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[..., 0] = 255
+    assert OnnxDetector(path, CPU, OnnxSettings())._values(image)[0, 0].tolist() == [1, 0, 0]
+    turned = OnnxDetector(path, CPU, OnnxSettings(colours="bgr", values="imagenet"))._values(image)[0, 0]
+    np.testing.assert_allclose(turned, [-0.406 / 0.225, -0.456 / 0.224, 0.515 / 0.229], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(240, 320), (320, 240), (50, 400), (1, 1), (1, 999)])
+def test_fitted_images_show_their_place(size):
+    place = (size[1] * 0.7, size[0] * 0.4)
+    fitted, ratio, corner = _fit(blob([place], size, width=6), (256, 192))
+    assert fitted.shape == (256, 192, 3)
+    inner = np.rint(np.array(size[::-1]) * ratio).astype(int)
+    grey = np.ones((256, 192), bool)
+    left, top = corner.astype(int)
+    grey[top : top + inner[1], left : left + inner[0]] = False
+    assert (fitted[grey] == 114).all()
+    assert max(inner / [192, 256]) == 1
+    if min(size) > 100:
+        cells = np.where(grey, 0, fitted[..., 0].astype(float)) ** 4
+        rows, columns = np.mgrid[:256, :192]
+        seen = np.array([(columns * cells).sum(), (rows * cells).sum()]) / cells.sum()
+        np.testing.assert_allclose(seen, (np.array(place) + 0.5) * ratio + corner - 0.5, atol=0.3)
+
+
+def test_boxes_are_clipped_to_the_image(tmp_path):
+    outputs = {"output0": np.array([[[0, -9, 200, 70, 0.9, 0]]], np.float32)}
+    found = OnnxDetector(save_graph(tmp_path / "a.onnx", outputs), CPU, OnnxSettings()).detect([InputImage(IMAGE)])[0]
+    np.testing.assert_allclose(found.boxes, [[0, 0, 128, 128]])
+
+
+def test_nobody_is_nobody(tmp_path):
+    for outputs in (
+        {"output0": np.zeros((1, 0, 6), np.float32)},
+        {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "scores": np.zeros(0, np.float32)},
+        {"output0": np.full((1, 7, 200), np.nan, np.float32)},
+    ):
+        detector = OnnxDetector(save_graph(tmp_path / "a.onnx", outputs), CPU, OnnxSettings())
+        assert len(detector.detect([InputImage(IMAGE)])[0].boxes) == 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "arguments", "sentence"),
+    [
+        ({"a": np.zeros((1, 1000), np.float32)}, {}, r"one of the layouts parts, rows, .* but has a \[1, 1000\]"),
+        ({"a": np.zeros((1, 5, 5), np.float32)}, {}, "one of the layouts"),
+        (rows(), {"shape": (1, 1, 64, 64)}, r"must take one image as .* takes tensor\(float\) \[1, 1, 64, 64\]"),
+        (rows(), {"shape": (8, 3, 64, 64)}, "must take one image"),
+        (rows(), {"shape": (1, 12)}, "must take one image"),
+        (rows(), {"inputs": 2}, "must take one image"),
+        (rows(), {"kind": onnx.TensorProto.INT64}, "must take one image"),
+    ],
+)
+def test_graphs_that_are_no_detectors(tmp_path, outputs, arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        OnnxDetector(save_graph(tmp_path / "a.onnx", outputs, **arguments), CPU, OnnxSettings())
+
+
+def test_a_layout_that_the_graph_does_not_have(tmp_path):
+    with pytest.raises(InputError, match="must have outputs of the layout yolo, but has output0"):
+        OnnxDetector(save_graph(tmp_path / "a.onnx", rows()), CPU, OnnxSettings(layout="yolo"))
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / "text.onnx").write_text("no graph")
+    for name, sentence in (("text", "is not an ONNX graph that onnxruntime can run"), ("none", "does not exist")):
+        with pytest.raises(InputError, match=sentence):
+            resolve_detector(tmp_path / f"{name}.onnx", CPU)
+
+
+def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"needs onnxruntime: install it with `pip install pyposeext\[onnx\]`"):
+        resolve_detector(tmp_path / "a.onnx", CPU)
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [({"iou_threshold": 2}, "iou_threshold"), ({"size": 8}, "size")])
+def test_wrong_settings(arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        OnnxSettings(**arguments)
+
+
+def test_large_images_are_averaged(tmp_path):
+    # Stripes of one pixel: bilinear steps would show them as dark or bright.
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[::2] = 255
+    assert np.abs(_fit(stripes, (64, 64))[0].astype(int) - 127).max() <= 1
