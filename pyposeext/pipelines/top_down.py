@@ -34,6 +34,7 @@ class TopDownEstimator(Estimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._sigmas = torch.tensor(self.skeleton.sigmas, device=self.device)
+        self._dtype = next(self.model.parameters()).dtype
 
     def people_in(self, image: NDArray[np.uint8], boxes: ArrayLike, scores: ArrayLike) -> Poses:
         """The people in detected boxes as COCO's protocol takes them: rescored, suppressed by OKS, best first.
@@ -123,7 +124,7 @@ class TopDownEstimator(Estimator):
     def _batch_joints(self, frames: Tensor, regions: Tensor, frame_index: Tensor) -> Tensor:
         """float32 [n, K, 3] of one batch of people."""
         settings = self.settings
-        crops, matrices = self.model.crops(frames, regions, frame_index)
+        crops, matrices = self.model.crops(frames, regions, frame_index, self._dtype)
         decoding = None if settings.decoding == "model" else settings.decoding
         points, scores = self.model.estimate(crops, matrices, flip=settings.flip_test, decoding=decoding)
         return torch.cat([points.float(), scores.float()[..., None]], dim=-1)
