@@ -5,6 +5,8 @@ from __future__ import annotations
 # Importing them registers their models.
 import pyposeext.models.hrnet
 import pyposeext.models.mask_rcnn.builders
+import pyposeext.models.mask_rcnn.builders_detectron2
+import pyposeext.models.mask_rcnn.builders_light
 import pyposeext.models.simple_baseline  # noqa: F401
 from pyposeext.models.registry import convert_state_dict as convert_state_dict
 from pyposeext.models.registry import list_models as list_models

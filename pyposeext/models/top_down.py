@@ -150,7 +150,7 @@ class TopDownPose(nn.Module):
             keypoints: [B, K, 2], x and y in pixels of the crop.
             weights: [B, K]; 0 leaves a joint out of the sum but not of the count, and 1.5 counts as 2.25, as published.
         """
-        # As published, by int(x + 0.5), which rounds towards 0: a joint just outside moves onto the map's edge.
+        # As published, by int(x + 0.5): what lies left of or above the map comes a pixel nearer than by floor.
         centres = (keypoints / self.stride + 0.5).trunc()
         if self.hard_joints is None:
             return ops.gaussian_mse_loss(heatmaps, centres, weights, self.sigma)

@@ -33,9 +33,13 @@ def check_boxes(images: Sequence[Tensor], boxes: Sequence[Tensor]) -> None:
 
 
 def check_targets(
-    images: Sequence[Tensor], targets: Sequence[Target] | None, num_classes: int, num_joints: int
+    images: Sequence[Tensor],
+    targets: Sequence[Target] | None,
+    num_classes: int,
+    num_joints: int,
+    has_masks: bool = False,
 ) -> None:
-    """One target per image as `MaskRCNN.forward` describes it."""
+    """One target per image as `MaskRCNN.forward` describes it; joints and masks that the model has no use for pass."""
     if targets is None or len(targets) != len(images):
         got = "none" if targets is None else len(targets)
         raise InputError(f"targets must hold one dict for each of the {len(images)} images in training, got {got}")
@@ -47,6 +51,8 @@ def check_targets(
         if "ignore" in target:
             _check_shape(f"target {index}: ignore", target["ignore"], (None, 4))
         _check_people(f"target {index}", target, num_classes, num_joints)
+        if has_masks and "masks" in target:
+            _check_masks(f"target {index}: masks", target["masks"], len(target["boxes"]), images[index])
 
 
 def _check_people(where: str, target: Target, num_classes: int, num_joints: int) -> None:
@@ -59,12 +65,20 @@ def _check_people(where: str, target: Target, num_classes: int, num_joints: int)
         index = int(wrong.nonzero()[0])
         raise InputError(f"{where}: labels must be in 1..{num_classes - 1}, got {int(labels[index])} for box {index}")
     for key, shape in (("keypoints", (count, num_joints, 3)), ("keypoint_weights", (count, num_joints))):
-        if key not in target:
+        if key not in target or num_joints == 0:
             continue
         _check_shape(f"{where}: {key}", target[key], shape)
         wrong = ~torch.isfinite(target[key]).flatten(1).all(dim=1)
         if wrong.any():
             raise InputError(f"{where}: {key} must be finite, but those of box {int(wrong.nonzero()[0])} are not")
+
+
+def _check_masks(name: str, masks: Tensor, count: int, image: Tensor) -> None:
+    _check_shape(name, masks, (count, image.shape[1], image.shape[2]))
+    if masks.dtype not in (torch.uint8, torch.bool):
+        raise InputError(f"{name} must be uint8 or bool, 0 and 1, got {masks.dtype}")
+    if masks.dtype == torch.uint8 and masks.numel() and int(masks.max()) > 1:
+        raise InputError(f"{name} must be 0 and 1, got {int(masks.max())}")
 
 
 def _check_boxes(name: str, boxes: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from pyposeext import ops
 from pyposeext.layers.normalization import ConvNorm, Norm
 from pyposeext.models.mask_rcnn.transform import Target
+
+KeypointScore = Literal["logit", "softmax"]
 
 
 def initialise(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
@@ -92,7 +95,7 @@ def keypoint_targets(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tenso
 
 
 def select_keypoint_rois(
-    proposals: Tensor, matches: Tensor, target: Target, per_person: int | None
+    proposals: Tensor, matches: Tensor, target: Target, per_person: int | None, visible: bool = False
 ) -> tuple[Tensor, Tensor]:
     """On which boxes the keypoint loss of one image is computed.
 
@@ -101,14 +104,21 @@ def select_keypoint_rois(
         target: of the image; without "keypoints" nothing is selected, and people without a visible joint are skipped.
         per_person: None for every foreground proposal, as published; else for each person its own box and at most this
             many proposals, drawn at random.
+        visible: of every foreground proposal only those with a visible joint of their person inside, detectron2's rule.
 
     Returns:
         boxes [R, 4] and the person of each, int64 [R].
     """
     if "keypoints" not in target:
         return proposals[:0], matches[:0]
-    if per_person is None:
+    if per_person is None and not visible:
         return proposals, matches
+    if per_person is None:
+        joints = target["keypoints"][matches]
+        points, low, high = joints[..., :2], proposals[:, None, :2], proposals[:, None, 2:]
+        inside = ((points >= low) & (points <= high)).all(dim=-1) & (joints[..., 2] > 0)
+        shown = inside.any(dim=1)
+        return proposals[shown], matches[shown]
     labelled = torch.where((target["keypoints"][..., 2] > 0).any(dim=1))[0]
     boxes, people = [target["boxes"][labelled]], [labelled]
     for person in labelled.tolist():
@@ -151,12 +161,13 @@ def keypoint_loss(
     return (losses * weight[chosen]).sum() / weight[chosen].sum()
 
 
-def decode_keypoints(logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+def decode_keypoints(logits: Tensor, boxes: Tensor, score: KeypointScore = "logit") -> tuple[Tensor, Tensor]:
     """Heatmap logits [R, K, m, m] of boxes [R, 4] to keypoints [R, K, 3] (x, y, 1) and their scores [R, K].
 
-    A score is the bicubic logit at the maximum, about -5 to 25: not a probability.
+    A score is the bicubic logit at the maximum, about -5 to 25: not a probability. With "softmax" it is detectron2's,
+    which is about the probability of that place and can exceed 1.
     """
-    points, scores = ops.roi_heatmaps_to_keypoints(logits.float(), boxes.float())
+    points, scores = ops.roi_heatmaps_to_keypoints(logits.float(), boxes.float(), score=score)
     return torch.cat([points, torch.ones_like(points[..., :1])], dim=-1), scores
 
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN: boxes, and joints in each box, from a feature pyramid.
+"""Mask R-CNN: boxes, and in each box the outline of what it shows and its joints.
 
 He, Gkioxari, Dollar and Girshick, "Mask R-CNN", ICCV 2017, as torchvision computes it.
 """
@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyposeext.errors import InputError
 from pyposeext.models.mask_rcnn.checks import check_boxes, check_images, check_targets
+from pyposeext.models.mask_rcnn.masks import MaskForm, MaskRule, checked_form, masks_in_image
 from pyposeext.models.mask_rcnn.roi_heads import RoIHeads
 from pyposeext.models.mask_rcnn.rpn import RegionProposalNetwork
-from pyposeext.models.mask_rcnn.transform import ImageTransform, Target, move_boxes
+from pyposeext.models.mask_rcnn.transform import ImageBatch, ImageTransform, Target, move_boxes
 from pyposeext.structures import Skeleton
+
+_KEYPOINT_KEYS = ("keypoints", "keypoint_weights")
 
 
 class PyramidBackbone(nn.Module):
@@ -31,19 +35,33 @@ class PyramidBackbone(nn.Module):
         return features
 
 
+class SingleMapBackbone(nn.Module):
+    """A trunk alone: [N, 3, H, W] to its last map, in a list."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, input: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.body(input)
+        return features[-1:]
+
+
 class MaskRCNN(nn.Module):
     """The detector.
 
     Args:
-        backbone: [N, 3, H, W] to P2..P6 at strides 4 to 64.
+        backbone: [N, 3, H, W] to P2..P6 at strides 4 to 64, or to C4 alone.
         rpn: proposals from the coarsest of these maps, as many as it has anchor levels.
-        roi_heads: boxes and joints from P2..P5.
+        roi_heads: boxes, masks and joints from P2..P5, or from C4.
         transform: from images to a batch and back.
-        skeleton: what the joints are.
+        skeleton: what the joints are; `NO_JOINTS` without a keypoint branch.
         num_classes: with background, class 0; class 1 is a person.
 
     Attributes:
         skeleton, num_classes, transform: as given.
+        has_masks, has_keypoints: which branches there are beside the box branch.
+        mask_rule: how masks are laid into the image; see `pyposeext.ops.paste_masks`.
     """
 
     def __init__(
@@ -62,6 +80,9 @@ class MaskRCNN(nn.Module):
         self.transform = transform
         self.skeleton = skeleton
         self.num_classes = num_classes
+        self.has_masks = roi_heads.has_masks
+        self.has_keypoints = roi_heads.has_keypoints
+        self.mask_rule: MaskRule = roi_heads.settings.mask_rule
 
     def forward(
         self,
@@ -69,39 +90,68 @@ class MaskRCNN(nn.Module):
         targets: Sequence[Target] | None = None,
         resize: bool = True,
         heatmaps: bool = False,
+        masks: MaskForm = "soft",
     ) -> Any:
         """Losses in training, detections in evaluation.
 
         Args:
             images: float RGB in 0..1, each [3, h, w], of any sizes.
             targets: in training one dict per image, in its pixels: "boxes" float [n, 4] (x1, y1, x2, y2), "labels"
-                int64 [n] in 1..num_classes-1, "keypoints" float [n, K, 3] (x, y, visibility; 0 is not labelled).
-                "keypoints" may be missing: then the image trains the boxes alone. Optional are "keypoint_weights"
-                [n, K], and "ignore" [m, 4], regions with unlabelled people, which count neither for nor against.
+                int64 [n] in 1..num_classes-1, "keypoints" float [n, K, 3] (x, y, visibility; 0 is not labelled),
+                "masks" uint8 or bool [n, h, w] of 0 and 1. "keypoints" and "masks" may be missing: then the image
+                trains the other branches. Optional are "keypoint_weights" [n, K], and "ignore" [m, 4], regions with
+                unlabelled people, which count neither for nor against.
             resize: False takes the images at the size they have.
             heatmaps: also give the heatmaps in evaluation.
+            masks: in evaluation "soft": float [D, 1, h, w] in 0..1, torchvision's; "binary": bool [D, h, w], set where
+                that is at least 0.5; "rle": a list of D {"size": [h, w], "counts": bytes}, the same in COCO's encoding;
+                "cells": probabilities [D, m, m] inside the boxes.
 
         Returns:
-            In training a dict of scalars: loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg,
-            loss_keypoint; their sum is the loss. In evaluation one dict per image, best detection first, in the image's
-            pixels: "boxes" [D, 4], "labels" [D], "scores" [D] in 0..1, "keypoints" [D, K, 3] (x, y, 1),
-            "keypoint_scores" [D, K], raw logits, and on wish "keypoint_heatmaps" [D, K, 56, 56] in its box.
+            In training a dict of scalars, whose sum is the loss: loss_objectness, loss_rpn_box_reg, loss_classifier,
+            loss_box_reg, and of the branches that there are loss_mask and loss_keypoint. In evaluation one dict per
+            image, best detection first, in the image's pixels: "boxes" [D, 4], "labels" [D], "scores" [D] in 0..1; with
+            a keypoint branch "keypoints" [D, K, 3] (x, y, 1), "keypoint_scores" [D, K], raw logits in models that
+            follow torchvision, and on wish "keypoint_heatmaps" [D, K, 56, 56] in its box; with a mask branch "masks".
 
         Raises:
             InputError: an image or a target that is not as above; the sentence names it.
         """
+        form = checked_form(masks)
         check_images(images)
         if self.training:
-            check_targets(images, targets, self.num_classes, len(self.skeleton))
+            check_targets(images, targets, self.num_classes, len(self.skeleton), self.has_masks)
+            assert targets is not None
+            targets = [self._without_unused(target) for target in targets]
         else:
             targets = None
         batch, moved = self.transform(images, targets, self.training, resize, self._memory_format())
-        features = self.backbone(batch.tensor)
-        levels = len(self.rpn.anchors.sizes)
-        proposals, losses = self.rpn(batch, features[-levels:], moved)
+        features, proposals, losses = self._propose(batch, moved)
         if moved is not None:
-            return {**losses, **self.roi_heads.losses(features[:4], proposals, moved)}
-        return self.transform.restore(self.roi_heads.detect(features[:4], proposals, batch, heatmaps), batch)
+            return {**losses, **self.roi_heads.losses(features, proposals, moved)}
+        detections = self.roi_heads.detect(features, proposals, batch)
+        boxes = [detection["boxes"] for detection in detections]
+        if self.has_keypoints:
+            for detection, found in zip(detections, self.roi_heads.keypoints(features, boxes, heatmaps), strict=True):
+                detection.update(found)
+        cells = []
+        if self.has_masks:
+            cells = self.roi_heads.masks(features, boxes, [detection["labels"] for detection in detections])
+        restored = self.transform.restore(detections, batch)
+        for detection, image_cells, size in zip(restored, cells, batch.original_sizes, strict=False):
+            detection["masks"] = masks_in_image(image_cells, detection["boxes"], size, form, self.mask_rule)
+        return restored
+
+    def detect_boxes(self, images: Sequence[Tensor], resize: bool = True) -> list[dict[str, Any]]:
+        """Detections without masks and joints: "boxes" [D, 4], "labels" [D] and "scores" [D] as `forward` gives them.
+
+        Args:
+            images, resize: as in `forward`.
+        """
+        check_images(images)
+        batch, _ = self.transform(images, None, False, resize, self._memory_format())
+        features, proposals, _ = self._propose(batch, None)
+        return self.transform.restore(self.roi_heads.detect(features, proposals, batch), batch)
 
     def poses_in_boxes(
         self, images: Sequence[Tensor], boxes: Sequence[Tensor], resize: bool = True, heatmaps: bool = False
@@ -115,7 +165,13 @@ class MaskRCNN(nn.Module):
 
         Returns:
             One dict per image: "keypoints" [n_i, K, 3] and "keypoint_scores" [n_i, K], in the order of the boxes.
+
+        Raises:
+            InputError: wrong images or boxes, or a model without a keypoint branch.
         """
+        if not self.has_keypoints:
+            name = getattr(self, "model_name", "this model")
+            raise InputError(f"poses_in_boxes needs a model with a keypoint branch, but {name} was built without one")
         check_images(images)
         check_boxes(images, boxes)
         batch, _ = self.transform(images, None, False, resize, self._memory_format())
@@ -125,6 +181,18 @@ class MaskRCNN(nn.Module):
             for image_boxes, original, size in zip(boxes, batch.original_sizes, batch.sizes, strict=True)
         ]
         return self.transform.restore(self.roi_heads.keypoints(features, moved, heatmaps), batch)
+
+    def _propose(
+        self, batch: ImageBatch, targets: Sequence[Target] | None
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """The maps that RoIs are pooled from, the proposals of each image, and in training the losses of these."""
+        features = self.backbone(batch.tensor)
+        proposals, losses = self.rpn(batch, features[-self.rpn.anchors.levels :], targets)
+        return features[:4], proposals, losses
+
+    def _without_unused(self, target: Target) -> Target:
+        unused = (*(() if self.has_masks else ("masks",)), *(() if self.has_keypoints else _KEYPOINT_KEYS))
+        return {key: value for key, value in target.items() if key not in unused}
 
     def _memory_format(self) -> torch.memory_format:
         stem = next(parameter for parameter in self.backbone.parameters() if parameter.dim() == 4)

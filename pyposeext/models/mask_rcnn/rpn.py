@@ -35,6 +35,10 @@ class ProposalSettings:
         foreground, background: overlaps from which and below which an anchor is positive or negative.
         batch_size: anchors of an image that the loss looks at.
         positive_fraction: the most of them that are positive.
+        smallest_side: in pixels; proposals with a shorter side go.
+        beta: where the regression loss turns from a square to a line; 0 is all line.
+        full_count: divide the losses by `batch_size` for each image, detectron2's rule, not by the anchors that there
+            were to choose.
     """
 
     before_nms: tuple[int, int] = (2000, 1000)
@@ -44,14 +48,19 @@ class ProposalSettings:
     background: float = 0.3
     batch_size: int = 256
     positive_fraction: float = 0.5
+    smallest_side: float = 1e-3
+    beta: float = 1 / 9
+    full_count: bool = False
 
 
 class ProposalHead(nn.Module):
-    """3x3 convolution, then 1x1 for one logit and four deltas per anchor; shared by the levels."""
+    """3x3 convolutions, then 1x1 for one logit and four deltas per anchor; shared by the levels."""
 
-    def __init__(self, channels: int = 256, anchors: int = 3) -> None:
+    def __init__(self, channels: int = 256, anchors: int = 3, depth: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Sequential(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)))
+        self.conv = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)) for _ in range(depth))
+        )
         self.cls_logits = nn.Conv2d(channels, anchors, 1)
         self.bbox_pred = nn.Conv2d(channels, 4 * anchors, 1)
         for module in self.modules():
@@ -130,7 +139,7 @@ class RegionProposalNetwork(nn.Module):
         proposals = []
         for image_boxes, image_scores, size in zip(all_boxes, all_scores, batch.sizes, strict=True):
             clipped = clip_boxes(image_boxes, size)
-            kept = not_smaller_than(clipped, 1e-3)
+            kept = not_smaller_than(clipped, self.settings.smallest_side)
             clipped = clipped[kept]
             best = ops.batched_nms(clipped, image_scores[kept], all_levels[kept], self.settings.nms_threshold)
             proposals.append(clipped[best[: self.settings.after_nms[mode]]])
@@ -151,9 +160,11 @@ class RegionProposalNetwork(nn.Module):
             regressed.append(image_deltas[positives])
             regression_targets.append(encode_boxes(target["boxes"][matches[positives]], anchors[positives]))
         chosen = torch.cat(sampled)
-        count = max(len(chosen), 1)
+        count = self.settings.batch_size * len(targets) if self.settings.full_count else max(len(chosen), 1)
         objectness = F.binary_cross_entropy_with_logits(chosen, torch.cat(sampled_labels).float(), reduction="sum")
-        regression = F.smooth_l1_loss(torch.cat(regressed), torch.cat(regression_targets), beta=1 / 9, reduction="sum")
+        regression = F.smooth_l1_loss(
+            torch.cat(regressed), torch.cat(regression_targets), beta=self.settings.beta, reduction="sum"
+        )
         return {"loss_objectness": objectness / count, "loss_rpn_box_reg": regression / count}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,9 @@ from torch import Tensor
 
 Target = dict[str, Tensor]
 Size = tuple[int, int]
+Resizing = Literal["torchvision", "detectron2"]
 
 _BOX_KEYS = ("boxes", "ignore")
-_DIVISOR = 32
 
 
 @dataclass
@@ -23,7 +23,7 @@ class ImageBatch:
     """Images normalised, resized and padded at the right and bottom.
 
     Attributes:
-        tensor: float32 [N, 3, H, W], H and W multiples of 32, zero outside the images.
+        tensor: float32 [N, 3, H, W], H and W multiples of the transform's divisor, zero outside the images.
         sizes: (height, width) of each image inside the batch; boxes are clipped to these, not to H and W.
         original_sizes: (height, width) of each image as it was given.
     """
@@ -43,7 +43,10 @@ class ImageTransform:
         max_size: what the longer side may not exceed; the image becomes smaller instead.
         mean, std: per channel (RGB, values in 0..1).
         keypoint_offset: where a keypoint of whole pixels lies inside its pixel. Keypoints name pixel centres, so the
-            exact value is 0.5; the published COCO models were trained with 0.0 and need that.
+            exact value is 0.5, as in detectron2's models; torchvision's were trained with 0.0 and need that.
+        resizing: "torchvision": bilinear without antialiasing, sides rounded down. "detectron2": antialiased, as Pillow
+            resizes 8-bit images, sides rounded; the result is rounded to 8 bits again.
+        divisor: of the batch's height and width.
     """
 
     min_size: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
@@ -51,6 +54,8 @@ class ImageTransform:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     keypoint_offset: float = 0.0
+    resizing: Resizing = "torchvision"
+    divisor: int = 32
 
     def __call__(
         self,
@@ -68,15 +73,12 @@ class ImageTransform:
         moved = []
         original_sizes = [_size(image) for image in images]
         for image in images:
-            mean, std = (
-                torch.tensor(values, dtype=image.dtype, device=image.device) for values in (self.mean, self.std)
-            )
-            normalised = (image - mean[:, None, None]) / std[:, None, None]
+            size = _size(image)
             if resize:
-                size = self.resized(_size(image), self._draw_min_size() if training else self.min_size[-1])
-                normalised = F.interpolate(normalised[None], size=size, mode="bilinear", align_corners=False)[0]
-            moved.append(normalised)
-        batch = ImageBatch(_padded(moved, memory_format), [_size(image) for image in moved], original_sizes)
+                size = self.resized(size, self._draw_min_size() if training else self.min_size[-1])
+            moved.append(self._normalised(image, size))
+        sizes = [_size(image) for image in moved]
+        batch = ImageBatch(_padded(moved, memory_format, self.divisor), sizes, original_sizes)
         if targets is None:
             return batch, None
         return batch, [
@@ -84,11 +86,33 @@ class ImageTransform:
             for target, old, new in zip(targets, original_sizes, batch.sizes, strict=True)
         ]
 
+    def _normalised(self, image: Tensor, size: Size) -> Tensor:
+        mean, std = (
+            torch.tensor(values, dtype=image.dtype, device=image.device)[:, None, None]
+            for values in (self.mean, self.std)
+        )
+        if _size(image) == size:
+            return (image - mean) / std
+        if self.resizing == "detectron2":
+            return (_resized_8_bit(image, size) - mean) / std
+        return F.interpolate(((image - mean) / std)[None], size=size, mode="bilinear", align_corners=False)[0]
+
     def resized(self, size: Size, min_size: int) -> Size:
         """The (height, width) that an image of `size` gets when its shorter side shall be `min_size`."""
+        if self.resizing == "detectron2":
+            return self._resized_detectron2(size, min_size)
         # In double precision, as torchvision 0.28 does; its early versions took float32 and lost a pixel of many sides.
         scale = min(min_size / min(size), self.max_size / max(size))
         return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
+
+    def _resized_detectron2(self, size: Size, min_size: int) -> Size:
+        scale = min_size / min(size)
+        # In this order of operations, so that a half rounds the same way.
+        sides = [float(min_size) if side == min(size) else scale * side for side in size]
+        if max(sides) > self.max_size:
+            scale = self.max_size / max(sides)
+            sides = [side * scale for side in sides]
+        return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
 
     def restore(self, detections: list[dict[str, Any]], batch: ImageBatch) -> list[dict[str, Any]]:
         """Detections in the batch's pixels as detections in each image's own."""
@@ -111,6 +135,11 @@ class ImageTransform:
                 moved[key] = move_boxes(moved[key], old, new)
         if "keypoints" in moved:
             moved["keypoints"] = self._move_keypoints(moved["keypoints"], old, new, self.keypoint_offset, 0.0)
+        if "masks" in moved and old != new:
+            masks = moved["masks"][:, None].to(torch.uint8)
+            # Pillow's nearest pixel is the one whose centre is nearest.
+            mode = "nearest-exact" if self.resizing == "detectron2" else "nearest"
+            moved["masks"] = F.interpolate(masks, size=new, mode=mode)[:, 0]
         return moved
 
     @staticmethod
@@ -135,8 +164,15 @@ def _size(image: Tensor) -> Size:
     return image.shape[-2], image.shape[-1]
 
 
-def _padded(images: Sequence[Tensor], memory_format: torch.memory_format) -> Tensor:
-    height, width = (math.ceil(max(image.shape[axis] for image in images) / _DIVISOR) * _DIVISOR for axis in (-2, -1))
+def _resized_8_bit(image: Tensor, size: Size) -> Tensor:
+    """An image [3, h, w] in 0..1, resized with antialiasing in steps of 1/255."""
+    levels = (image * 255).round()
+    resized = F.interpolate(levels[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return resized.round() / 255
+
+
+def _padded(images: Sequence[Tensor], memory_format: torch.memory_format, divisor: int) -> Tensor:
+    height, width = (math.ceil(max(image.shape[axis] for image in images) / divisor) * divisor for axis in (-2, -1))
     shape = (len(images), 3, height, width)
     batch = torch.zeros(shape, dtype=images[0].dtype, device=images[0].device).to(memory_format=memory_format)
     for slot, image in zip(batch, images, strict=True):
