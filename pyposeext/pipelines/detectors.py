@@ -78,8 +78,7 @@ class ModelDetector:
         """As `Detector`; images of one size go through the model together."""
         small = [resize_for(self.model, each.image) for each in inputs]
         with torch.inference_mode():
-            find = getattr(self.model, "detect_boxes", self.model)
-            found = find(model_images(self.device, small), resize=False)
+            found = self.model.detect_boxes(model_images(self.device, small), resize=False)
             # One transfer for the whole batch.
             rows = torch.cat([box_columns(each) for each in found]).cpu().numpy()
         parts = np.split(rows, np.cumsum([len(each["boxes"]) for each in found])[:-1])
@@ -120,7 +119,7 @@ def resolve_detector(
 
     name, file = model_and_weights(*_name_and_weights(str(detector)), "detector")
     model = create_model(name, weights=file)
-    if not hasattr(model, "transform") or not hasattr(model, "poses_in_boxes"):
+    if not hasattr(model, "detect_boxes"):
         raise InputError(f"detector must be a model that finds boxes, a .json or an .onnx file, got {detector!r}")
     source = {"name": getattr(model, "model_name", name), "weights": str(file), "weights_sha256": file_sha256(file)}
     return ModelDetector(accelerated(model, device, settings.precision, settings.compiled), device, source)

@@ -56,7 +56,7 @@ def load(
     name, file = model_and_weights(str(name_or_path), weights)
     model = create_model(name, weights=file)
     top_down = isinstance(model, TopDownPose)
-    if not top_down and not hasattr(model, "poses_in_boxes"):
+    if not top_down and not hasattr(model, "detect_boxes"):
         raise InputError(f"model {name} does not find people in images, so the estimator cannot run it")
     source = {"name": getattr(model, "model_name", name), "weights": str(file), "weights_sha256": file_sha256(file)}
     if detector is None and top_down:

@@ -35,7 +35,7 @@ class TopDownEstimator(Estimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._sigmas = torch.tensor(self.skeleton.sigmas, device=self.device)
-        self._dtype = next((value.dtype for value in self.model.parameters()), torch.float32)
+        self._dtype = next(self.model.parameters()).dtype
 
     def people_in(self, image: NDArray[np.uint8], boxes: ArrayLike, scores: ArrayLike) -> Poses:
         """The people in detected boxes as COCO's protocol takes them: rescored, suppressed by OKS, best first.
