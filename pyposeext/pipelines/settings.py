@@ -54,8 +54,8 @@ class EstimatorSettings:
         maximum_people: so many boxes with the best scores are kept.
         people_per_batch: so many crops go through the model at once; bounds the memory for crowds.
         frames_per_batch: so many frames of a video are worked on at once; None for 1 on a CPU and 8 on a GPU.
-        duplicate_oks: R-CNN: of two people more alike than this (OKS) the weaker goes.
-        duplicate_joint_score: R-CNN: only joints with this score in both count in that.
+        duplicate_oks: of two people more alike than this (OKS with the areas of their boxes) the weaker goes.
+        duplicate_joint_score: only joints with this score in both count in that.
         crop_height: R-CNN: of a crop, in pixels. Top-down models have a size of their own.
         crop_width: R-CNN: likewise.
         crop_margin: R-CNN: by which a box is enlarged before it is cut out.
@@ -63,7 +63,7 @@ class EstimatorSettings:
         decoding: top-down: how the maximum of a heatmap is refined: by a "quarter" of a pixel as published, "dark",
             "none", or as the "model" says.
         oks_threshold: top-down: of two people more alike than this (OKS with the areas of the crops, as HRNet
-            evaluates) the weaker goes. Where the skeleton has no sigmas, it is their boxes' IoU.
+            evaluates, which is laxer) the weaker goes. Where the skeleton has no sigmas, it is their boxes' IoU.
         precision: of the models' weights and activations; on a CPU "bfloat16" pays where the CPU multiplies it
             natively, "float16" is for GPUs.
         compiled: the models go through `torch.compile`, on a GPU with CUDA graphs: the first frames take minutes.

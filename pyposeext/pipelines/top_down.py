@@ -14,6 +14,7 @@ from pyposeext import ops
 from pyposeext.errors import InputError
 from pyposeext.pipelines.acceleration import padded_count
 from pyposeext.pipelines.detectors import Detections
+from pyposeext.pipelines.duplicates import remove_duplicates
 from pyposeext.pipelines.estimator import Estimator, finite_people, repaired_joints
 from pyposeext.pipelines.inputs import InputImage, checked_boxes, checked_image, checked_scores, frames_and_table
 from pyposeext.structures import Poses
@@ -25,8 +26,8 @@ class TopDownEstimator(Estimator):
 
     The score of a joint is the maximum of its heatmap, clamped to 0..1: about 1 where the model is sure, but no
     probability. A person's is the box's times the mean of the joints' above 0.2, as HRNet rescores (0 without such a
-    joint), so it is lower than that of an R-CNN; where boxes are given without scores, the box counts 1. Of people more
-    alike than `settings.oks_threshold` the best stays.
+    joint), so it is lower than that of an R-CNN; where boxes are given without scores, the box counts 1, and where
+    people are tracked, the box alone counts. Of people more alike than `settings.oks_threshold` the best stays.
 
     For a batch of frames one transfer goes to the device, the frames with a table of boxes, and one comes back, a table
     of joints and scores: cropping, normalising, the flip test, decoding, rescoring and suppression happen there.
@@ -54,12 +55,14 @@ class TopDownEstimator(Estimator):
         with torch.inference_mode():
             return self._suppressed([image], [found])[0]
 
-    def _people(self, inputs: Sequence[InputImage], score_threshold: float) -> list[Poses]:
+    def _people(self, inputs: Sequence[InputImage], score_threshold: float, tracked: bool) -> list[Poses]:
         if self.detector is None:
             raise InputError("a top-down model needs boxes: give them with the image, or a detector to `load`")
         maximum = self.settings.maximum_people
         found = [each.best(score_threshold, maximum) for each in self.detector.detect(inputs)]
-        return self._suppressed([each.image for each in inputs], found)
+        people = self._suppressed([each.image for each in inputs], found, rescored=not tracked)
+        oks, joint_score = self.settings.duplicate_oks, self.settings.duplicate_joint_score
+        return [remove_duplicates(poses, oks, joint_score) for poses in people]
 
     def _poses_in(
         self, image: NDArray[np.uint8], boxes: NDArray[np.float32], scores: NDArray[np.float32] | None
@@ -73,9 +76,14 @@ class TopDownEstimator(Estimator):
         people: Tensor = self.model.person_scores(torch.from_numpy(given.copy()), joints)
         return replace(whole, scores=people.numpy().clip(0, 1))
 
-    def _suppressed(self, images: Sequence[NDArray[np.uint8]], found: Sequence[Detections]) -> list[Poses]:
-        people = [poses[kept] for poses, kept in self._estimate(images, found)]
-        return [poses[finite_people(poses)] for poses in people]
+    def _suppressed(
+        self, images: Sequence[NDArray[np.uint8]], found: Sequence[Detections], rescored: bool = True
+    ) -> list[Poses]:
+        people = []
+        for (poses, kept), each in zip(self._estimate(images, found), found, strict=True):
+            best = poses[kept] if rescored else replace(poses, scores=each.scores)[kept]
+            people.append(best[finite_people(best)])
+        return people
 
     def _estimate(
         self, images: Sequence[NDArray[np.uint8]], found: Sequence[Detections]

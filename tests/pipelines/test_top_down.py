@@ -52,6 +52,21 @@ def test_scores_are_the_boxes_times_the_mean_of_the_joints():
     np.testing.assert_array_equal(scored.boxes, boxes)
 
 
+def test_tracked_people_have_the_scores_of_their_boxes():
+    estimator = estimator_of(GivenBoxes(boxes_around(CENTRES[:2]), [0.6, 0.9]))
+    poses, _ = estimator.step(blob(CENTRES))
+    np.testing.assert_allclose(sorted(poses.scores), [0.6, 0.9], rtol=1e-6)
+    np.testing.assert_array_less(sorted(estimator.image(blob(CENTRES)).scores), [0.6, 0.9])
+
+
+def test_one_person_found_twice_is_one():
+    boxes = np.concatenate([boxes_around(CENTRES[:1]), boxes_around(CENTRES[:1], (24, 32))])
+    estimator = estimator_of(GivenBoxes(boxes, [0.9, 0.8]), oks_threshold=1.0)
+    assert len(estimator.image(blob(CENTRES))) == 1
+    # What COCO's protocol does with the same boxes is another matter.
+    assert len(estimator.people_in(blob(CENTRES), boxes, [0.9, 0.8])) == 2
+
+
 def test_scores_are_clamped_to_one():
     model = bright_pose_model()
     with torch.no_grad():
@@ -132,7 +147,7 @@ def test_a_batch_of_frames_gives_the_same_as_one_by_one():
         return [InputImage(image, n) for n, image in enumerate(chosen)]
 
     estimator = estimator_of(GivenBoxes(find=find))
-    together = estimator._people(inputs(images), 0.3)
+    together = estimator._people(inputs(images), 0.3, tracked=False)
     assert [len(poses) for poses in together] == [1, 1, 1, 0]
     for poses, image in zip(together, images, strict=True):
         alone = estimator.image(image)
