@@ -136,7 +136,7 @@ def test_a_batch_of_frames_gives_the_same_as_one_by_one(weights, pose_from):
     images = np.random.default_rng(0).integers(0, 255, (3, 90, 120, 3), np.uint8)
     estimator = pyposeext.load(weights, "cpu", settings=EstimatorSettings(pose_from=pose_from, score_threshold=0.0))
     with torch.inference_mode():
-        together = estimator._people([InputImage(image, n) for n, image in enumerate(images)], 0.0)
+        together = estimator._people([InputImage(image, n) for n, image in enumerate(images)], 0.0, tracked=False)
     assert sum(map(len, together)) > 0
     for poses, image in zip(together, images, strict=True):
         alone = estimator.image(image)
