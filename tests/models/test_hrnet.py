@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from pyposeext.errors import InputError
+from pyposeext.layers.folding import fold_norms
 from pyposeext.layers.hrnet import HRNet
 from pyposeext.models import convert_state_dict, create_model, list_models
 from pyposeext.models.registry import model_entry
 from pyposeext.models.weights import convert_checkpoint, load_checkpoint, load_strictly, state_dict_differences
-from pyposeext.skeletons import COCO17, MPII16, POSETRACK17
+from pyposeext.skeletons import COCO17, MPII16, POSETRACK17, POSETRACK18
+from tests.models.reduced import TopDownModel, settled_model
 
 NAMES = ["hrnet_w16", "hrnet_w18_small", "hrnet_w32", "hrnet_w48"]
 SMALLEST = "hrnet_w18_small"
@@ -113,10 +115,31 @@ def test_the_smaller_ones():
     assert parameters(small) == 1_284_961
 
 
+def test_the_skeleton_may_be_another_of_so_many_joints():
+    assert meta_model("hrnet_w32", skeleton="posetrack18").skeleton is POSETRACK18
+    assert meta_model("simple_baseline_resnet18", skeleton="posetrack18").skeleton is POSETRACK18
+    with pytest.raises(InputError, match="skeleton must be one of 17 joints, got 'mpii16' with 16"):
+        meta_model("hrnet_w32", skeleton="mpii16")
+    with pytest.raises(InputError, match=r"skeleton must be one of coco17, .*, got 'nobody'"):
+        meta_model("hrnet_w32", skeleton="nobody")
+
+
+@pytest.mark.parametrize("name", [SMALLEST, "simple_baseline_resnet18"])
+def test_norms_fold_into_the_convolutions(name):
+    model = settled_model(name)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    with torch.inference_mode():
+        expected = TopDownModel.maps(model)
+        assert fold_norms(model) == norms
+        found = TopDownModel.maps(model)
+    torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-4)
+
+
 def test_arguments_survive_json():
     arguments = {
         "num_joints": 16,
         "input_size": (256, 256),
+        "skeleton": None,
         "hard_joints": 8,
         "decoding": "dark",
         "sigma": 1.5,
@@ -166,12 +189,24 @@ def test_converted_weights_give_the_same_heatmaps(tmp_path):
     for name, content in files.items():
         torch.save(content, tmp_path / f"{name}.pth")
         output = tmp_path / f"{name}.safetensors"
-        manifest = convert_checkpoint(tmp_path / f"{name}.pth", SMALLEST, output, num_joints=16, input_size=(64, 64))
+        arguments = {"num_joints": 16, "input_size": (64, 64)}
+        manifest = convert_checkpoint(tmp_path / f"{name}.pth", SMALLEST, output, arguments=arguments)
         assert manifest["skeleton"] == "mpii16"
         again = create_model(SMALLEST, output)
         with torch.inference_mode():
             assert torch.equal(model(crops), again(crops))
             assert model(crops).std() > 0.1
+
+
+def test_a_file_brings_its_arguments_by_its_name(tmp_path):
+    torch.save(published_names(create_model("hrnet_w32", num_joints=16)), tmp_path / "pose_hrnet_w32_256x256.pth")
+    output = tmp_path / "out.safetensors"
+    known = {"checkpoint": "pose_hrnet_w32_256x256"}
+    manifest = convert_checkpoint(tmp_path / "pose_hrnet_w32_256x256.pth", None, output, "float16", **known)
+    assert manifest["model"] == "hrnet_w32"
+    assert manifest["licence"].startswith("MIT")
+    model = create_model("hrnet_w32", output)
+    assert (model.skeleton, model.input_size, model.sigma) == (MPII16, (256, 256), 2)
 
 
 def test_other_networks_are_refused():

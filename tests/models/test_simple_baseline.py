@@ -122,7 +122,8 @@ def test_converted_weights_give_the_same_heatmaps(tmp_path):
     model = create_model(name, num_joints=16, input_size=(64, 64))
     torch.save({f"module.{key}": value for key, value in published_names(model).items()}, tmp_path / "file.pth.tar")
     output = tmp_path / "file.safetensors"
-    convert_checkpoint(tmp_path / "file.pth.tar", name, output, num_joints=16, input_size=(64, 64))
+    arguments = {"num_joints": 16, "input_size": (64, 64)}
+    convert_checkpoint(tmp_path / "file.pth.tar", name, output, arguments=arguments)
     crops = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(create_model(name, output)(crops), model(crops))
