@@ -46,7 +46,7 @@ def load(
         InputError: an unknown model or detector, weights that are missing, damaged or of another model, a device that
             is not there.
     """
-    place = _device(device)
+    place = find_device(device)
     if threads is not None:
         if threads < 1:
             raise InputError(f"threads must be 1 or more, got {threads}")
@@ -66,7 +66,8 @@ def load(
     return kind(accelerated(model, place, settings.precision, settings.compiled), settings, place, source, finder)
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """The device of that name, for "auto" a GPU where there is one, or an InputError where PyTorch has none such."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
