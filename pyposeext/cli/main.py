@@ -21,7 +21,7 @@ VERBS = {
     "train": "train a model",
     "eval": "measure a model or a file of results",
     "models": "list the models",
-    "weights": "convert, verify and list weight files",
+    "weights": "fetch, list, convert and verify weight files",
     "system": "say what is installed and what this machine has",
 }
 

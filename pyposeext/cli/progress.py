@@ -1,4 +1,4 @@
-"""How far a video is, on standard error: a bar, JSON lines, or nothing."""
+"""How far a video or a download is, on standard error: a bar, JSON lines, or nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pyposeext.io.download import Received
 from pyposeext.pipelines.video import Progress
 
 _JSON_INTERVAL = 0.5
@@ -30,6 +31,54 @@ def show_progress(kind: str, title: str) -> Iterator[Callable[[Progress], None]]
             yield update
     else:
         yield lambda _: None
+
+
+@contextmanager
+def show_download(kind: str, title: str) -> Iterator[Callable[[Received], None]]:
+    """A callback for `download` that shows bytes, bytes per second and the time left; `kind` as in `show_progress`."""
+    if kind == "bar":
+        with _download_bar(title) as update:
+            yield update
+    elif kind == "json":
+        shown = 0.0
+
+        def show(received: Received) -> None:
+            nonlocal shown
+            if received.received == received.total or time.perf_counter() - shown >= _JSON_INTERVAL:
+                shown = time.perf_counter()
+                print(json.dumps(received._asdict()), file=sys.stderr, flush=True)
+
+        yield show
+    else:
+        yield lambda _: None
+
+
+@contextmanager
+def _download_bar(title: str) -> Iterator[Callable[[Received], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Bar(*columns, console=Console(stderr=True))
+    task = bar.add_task(title, total=None)
+
+    def update(received: Received) -> None:
+        # Not before something arrives: an error has the line for itself.
+        bar.start()
+        bar.update(task, completed=received.received, total=received.total)
+
+    try:
+        yield update
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 class _Clock:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyposeext.datasets.coco import CocoKeypoints
 from pyposeext.datasets.lsp import LeedsSports, LeedsSportsExtended
+from pyposeext.datasets.mpii import MpiiPose, MpiiTruth, read_mpii_truth
 from pyposeext.datasets.sample import ImageDataset, Sample
 from pyposeext.errors import InputError
 
@@ -18,15 +19,19 @@ __all__ = [
     "ImageDataset",
     "LeedsSports",
     "LeedsSportsExtended",
+    "MpiiPose",
+    "MpiiTruth",
     "Sample",
     "list_datasets",
     "open_dataset",
+    "read_mpii_truth",
 ]
 
 _DATASETS: dict[str, Callable[..., ImageDataset]] = {
     "coco": CocoKeypoints,
     "lsp": LeedsSports,
     "lsp_extended": LeedsSportsExtended,
+    "mpii": MpiiPose,
 }
 
 

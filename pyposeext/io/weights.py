@@ -1,9 +1,13 @@
-"""Weight files: safetensors whose metadata hold a manifest that says what they are."""
+"""Weight files: safetensors whose metadata hold a manifest that says what they are.
+
+Some are shipped with the installation, others lie in the user's cache, both found by name.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,13 +100,38 @@ def weights_path(name: str) -> Path:
     path = _SHIPPED / f"{name}.safetensors"
     if name not in list_weights():
         there = ", ".join(list_weights()) or "none"
-        raise InputError(f"weights must be a file or the name of shipped weights ({there}), got {name!r}")
+        raise InputError(
+            f"weights must be a file or the name of shipped weights ({there}), got {name!r}; "
+            "`pyposeext weights list` shows what else there is"
+        )
     return path
 
 
 def list_weights() -> list[str]:
     """Names of the weights that are shipped with this installation, sorted."""
     return sorted(path.stem for path in _SHIPPED.glob("*.safetensors"))
+
+
+def cache_folder() -> Path:
+    """Where fetched weights lie: $PYPOSEEXT_CACHE, else $XDG_CACHE_HOME/pyposeext, else ~/.cache/pyposeext."""
+    if own := os.environ.get("PYPOSEEXT_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "pyposeext"
+    try:
+        return Path.home() / ".cache" / "pyposeext"
+    except RuntimeError as error:
+        raise InputError("there is no home folder for the cache: set PYPOSEEXT_CACHE to a folder") from error
+
+
+def cached_weights_path(name: str) -> Path:
+    """The file in the cache that holds weights of this name, there or not."""
+    return cache_folder() / f"{name}.safetensors"
+
+
+def list_cached_weights() -> list[str]:
+    """Names of the weights in the cache, sorted."""
+    return sorted(path.stem for path in cache_folder().glob("*.safetensors"))
 
 
 def file_sha256(path: str | Path) -> str:

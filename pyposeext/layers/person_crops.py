@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyposeext.errors import InputError
+
 
 def crop_boxes(boxes: Tensor, size: tuple[int, int], margin: float = 1.25) -> Tensor:
     """The regions that crops of `boxes` show: the shorter side widened to the crop's shape, then both by `margin`.
@@ -22,7 +24,11 @@ def crop_boxes(boxes: Tensor, size: tuple[int, int], margin: float = 1.25) -> Te
     Returns:
         float64 [N, 4], centre x, centre y, width, height. The product of the last two is the area that HRNet's OKS
         suppression and its COCO results take.
+
+    Raises:
+        InputError: boxes of another shape.
     """
+    _check_shape("boxes", boxes, 4)
     boxes = boxes.double()
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -44,7 +50,13 @@ def crop_matrices(regions: Tensor, size: tuple[int, int], rotation: Tensor | Non
         float64 [N, 2, 3], as cv2.warpAffine and `pyposeext.ops.crop_affine` take them. Only the region's width decides
         the scale. Not finite where that width is 0. The released code solves for the map from three float32 points,
         which agrees to about 1e-3 pixels of the crop.
+
+    Raises:
+        InputError: regions or a rotation of another shape.
     """
+    _check_shape("regions", regions, 4)
+    if rotation is not None and rotation.shape != regions.shape[:1]:
+        raise InputError(f"rotation must be [{len(regions)}], one for each region, got {list(rotation.shape)}")
     height, width = size
     centre, scale = regions[:, :2].double(), width / regions[:, 2].double()
     angle = torch.zeros_like(scale) if rotation is None else torch.deg2rad(rotation.to(scale))
@@ -59,7 +71,11 @@ def inverse_matrices(matrices: Tensor, stride: float = 1) -> Tensor:
     """From pixels of the crop, or of a heatmap of that stride, back to pixels of the image: float64 [N, 2, 3].
 
     The inverse of a matrix without one is not finite.
+
+    Raises:
+        InputError: matrices of another shape.
     """
+    _check_shape("matrices", matrices, 2, 3)
     matrices = matrices.double()
     (a, b, x), (c, d, y) = (row.unbind(dim=1) for row in matrices.unbind(dim=1))
     determinant = a * d - b * c
@@ -67,3 +83,8 @@ def inverse_matrices(matrices: Tensor, stride: float = 1) -> Tensor:
     inverse = inverse / determinant[:, None, None]
     shift = -(inverse @ torch.stack([x, y], dim=1)[:, :, None])
     return torch.cat([inverse * stride, shift], dim=2)
+
+
+def _check_shape(name: str, value: Tensor, *sides: int) -> None:
+    if value.dim() != 1 + len(sides) or tuple(value.shape[1:]) != sides:
+        raise InputError(f"{name} must be [N, {', '.join(map(str, sides))}], got {list(value.shape)}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ class Checkpoint:
     """A published weight file.
 
     Attributes:
-        name: what `pyposeext weights get` calls it.
+        name: what `pyposeext weights get` calls it, unique over all models and fit for a file's name.
         source: where it is from: the address of the file itself, or the page that leads to it.
         licence: as its publisher states it.
         arguments: what the builder needs to give the file's outputs.
@@ -36,6 +38,21 @@ class Checkpoint:
     sha256: str = ""
     direct: bool = True
 
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"\w[\w.+-]*", self.name, re.ASCII) is None:
+            raise ValueError(f"a checkpoint's name must be of letters, digits and ._+-, got {self.name!r}")
+        if re.fullmatch(r"([0-9a-f]{8,64})?", self.sha256) is None:
+            raise ValueError(f"checkpoint {self.name}: sha256 must be 8 to 64 digits 0-9a-f, got {self.sha256!r}")
+
+    @property
+    def host(self) -> str:
+        """Whose address it is."""
+        return urlsplit(self.source).hostname or self.source
+
+    def is_file(self, sha256: str) -> bool:
+        """Whether the file of that SHA-256 (64 digits) can be this one; True where nothing is known of it."""
+        return sha256.startswith(self.sha256)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -48,9 +65,9 @@ class Entry:
     signature: Callable[..., nn.Module]
 
     def checkpoint_of(self, sha256: str) -> Checkpoint | None:
-        """The published file of that SHA-256 (64 hexadecimal digits), where it is known."""
+        """This model's published file of that SHA-256 (64 hexadecimal digits), where it is known."""
         known = (checkpoint for checkpoint in self.checkpoints if checkpoint.sha256)
-        return next((checkpoint for checkpoint in known if sha256.startswith(checkpoint.sha256)), None)
+        return next((checkpoint for checkpoint in known if checkpoint.is_file(sha256)), None)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -80,6 +97,11 @@ def register_model(
         name = builder.__name__
         if name in _ENTRIES:
             raise ValueError(f"two models are named {name!r}")
+        taken = [*ALIASES, *(checkpoint.name for _, checkpoint in list_checkpoints())]
+        for checkpoint in checkpoints:
+            if checkpoint.name in taken:
+                raise ValueError(f"two checkpoints are named {checkpoint.name!r}")
+            taken.append(checkpoint.name)
         _ENTRIES[name] = Entry(name, builder, convert, tuple(checkpoints), arguments_of or builder)
         return builder
 
@@ -97,6 +119,20 @@ def model_entry(name: str) -> Entry:
     if entry is None:
         raise InputError(f"model must be one of {', '.join([*ALIASES, *list_models()])}, got {name!r}")
     return entry
+
+
+def list_checkpoints() -> list[tuple[Entry, Checkpoint]]:
+    """Every published file with the model it belongs to, in the order of the models' names."""
+    return [(_ENTRIES[name], checkpoint) for name in list_models() for checkpoint in _ENTRIES[name].checkpoints]
+
+
+def checkpoint_named(name: str) -> tuple[Entry, Checkpoint]:
+    """The published file of that name and its model, or an InputError that lists the names there are."""
+    for entry, checkpoint in list_checkpoints():
+        if checkpoint.name == name:
+            return entry, checkpoint
+    names = ", ".join(checkpoint.name for _, checkpoint in list_checkpoints())
+    raise InputError(f"checkpoint must be one of {names}, got {name!r}")
 
 
 def build_model(entry: Entry, arguments: Mapping[str, Any]) -> nn.Module:

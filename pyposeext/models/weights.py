@@ -1,9 +1,9 @@
-"""Weights meet models: loading by name or file, saving with a manifest, converting and verifying."""
+"""Weights meet models: loading by name or file, saving with a manifest, fetching, converting and verifying."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,32 @@ from torch import Tensor, nn
 
 import pyposeext
 from pyposeext.errors import InputError
-from pyposeext.io.weights import file_sha256, list_weights, read_weights, save_weights, weights_path
-from pyposeext.models.registry import ALIASES, Checkpoint, build_model, model_entry
+from pyposeext.io.download import Received, download, exclusive, part_files
+from pyposeext.io.pickles import NUMPY_NUMBERS, read_pickle, tensors_of
+from pyposeext.io.weights import (
+    cache_folder,
+    cached_weights_path,
+    file_sha256,
+    list_cached_weights,
+    list_weights,
+    read_manifest,
+    read_weights,
+    save_weights,
+    weights_path,
+)
+from pyposeext.models.registry import (
+    ALIASES,
+    Checkpoint,
+    Entry,
+    build_model,
+    checkpoint_named,
+    list_checkpoints,
+    list_models,
+    model_entry,
+)
+
+# torch.save before PyTorch 1.6 wrote this number first.
+_LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 
 def create_model(name: str, weights: str | Path | None = None, **arguments: Any) -> nn.Module:
@@ -21,8 +45,8 @@ def create_model(name: str, weights: str | Path | None = None, **arguments: Any)
 
     Args:
         name: one of `list_models()`, or "default", the shipped model with its weights.
-        weights: a .safetensors file, the name of shipped weights, or None for random ones. The file's manifest says how
-            the model was built, and `arguments` go over that.
+        weights: a .safetensors file, the name of weights that are shipped or were fetched, or None for random ones. The
+            file's manifest says how the model was built, and `arguments` go over that.
         arguments: the builder's keyword arguments; its docstring describes them.
 
     Raises:
@@ -43,11 +67,42 @@ def create_model(name: str, weights: str | Path | None = None, **arguments: Any)
 
 
 def weights_file(weights: str | Path) -> Path:
-    """The file that `weights` names: shipped weights by their name, else a path."""
-    if str(weights) in list_weights():
-        return weights_path(str(weights))
+    """The file that `weights` names: shipped weights by their name, then those in the cache, else a path.
+
+    Raises:
+        InputError: a name that is neither; where it is one of a published file, the sentence says how to get it.
+    """
+    name = str(weights)
+    if name in list_weights():
+        return weights_path(name)
+    if name in list_cached_weights():
+        return cached_weights_path(name)
     path = Path(weights)
-    return path if path.suffix or path.is_file() else weights_path(str(weights))
+    if path.is_file():
+        return path
+    if any(checkpoint.name == name for _, checkpoint in list_checkpoints()):
+        raise InputError(f"weights {name} are not on this machine: `pyposeext weights get {name}` fetches them")
+    return path if path.suffix else weights_path(name)
+
+
+def weights_of_model(name: str) -> Path:
+    """The file of a model that is named without weights: those shipped under its name, else its only ones in the cache.
+
+    Raises:
+        InputError: there is none, or several; the sentence lists them.
+    """
+    if name in list_weights():
+        return weights_path(name)
+    if name in ALIASES:
+        raise InputError(f"this installation has no {name} weights: give a weight file (.safetensors)")
+    published = [checkpoint.name for checkpoint in model_entry(name).checkpoints]
+    here = [checkpoint for checkpoint in published if checkpoint in list_cached_weights()]
+    if len(here) == 1:
+        return cached_weights_path(here[0])
+    if here:
+        raise InputError(f"model {name} has several weights here: say with weights which of {', '.join(here)}")
+    get = f", or fetch one of {', '.join(published)} with `pyposeext weights get`" if published else ""
+    raise InputError(f"this installation has no weights of the model {name}: give a weight file (.safetensors){get}")
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
@@ -105,56 +160,130 @@ def save_model(path: str | Path, model: nn.Module, dtype: str = "float32", **ext
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a .pth or .pt file, read without executing anything in it.
+    """The state dict in a published checkpoint, read without executing anything in it.
+
+    Args:
+        path: a file of torch.save (.pth, .pt) or a pickle of NumPy arrays (.pkl), told apart by what they begin with. A
+            state dict may be in a dict under "state_dict", "model_state_dict", "model" or "best_state_dict" (pickles:
+            "model" or "blobs"), and its names may begin with the "module." of parallel training.
 
     Raises:
         InputError: no such file, a file that holds more than tensors and plain containers, or one without tensors.
     """
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path} does not exist")
+    if not _is_from_torch(path):
+        return tensors_of(read_pickle(path), f"checkpoint {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # HRNet's training checkpoints hold their best score as a NumPy number.
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
         raise InputError(
             f"checkpoint {path} cannot be read safely: it is damaged or holds more than tensors. Where you trust it, "
             "load it with PyTorch yourself, save its state dict alone with torch.save, and convert that file"
         ) from error
-    for key in ("state_dict", "model", "model_state_dict"):
+    for key in ("state_dict", "model_state_dict", "model", "best_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
+            break
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"checkpoint {path} must hold a state dict (names and tensors), got {type(content).__name__}")
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 def convert_checkpoint(
-    file: str | Path, model_name: str, output: str | Path, dtype: str = "float32", **arguments: Any
+    file: str | Path,
+    model_name: str | None,
+    output: str | Path,
+    dtype: str = "float32",
+    *,
+    checkpoint: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A published checkpoint as a weight file of this package.
 
+    Files known by their SHA-256 bring their model, builder arguments, source and licence along.
+
     Args:
-        file: the .pth as its authors released it. Files known by their SHA-256 bring their builder arguments, source
-            and licence along.
-        model_name: the model it belongs to.
+        file: the .pth or .pkl as its authors released it.
+        model_name: the model it belongs to; None where the file is known.
         output: the .safetensors file to write.
         dtype: how to store it; see `save_weights`.
-        arguments: builder arguments that the file needs; they go over the known ones.
+        checkpoint: the name of the published file that this is, where its SHA-256 is not known.
+        arguments: the builder arguments that the file needs; they go over the known ones.
 
     Returns:
         The manifest that was written.
 
     Raises:
-        InputError: a file that cannot be read safely or that is not of this model.
+        InputError: a file that cannot be read safely, that is not of this model, or that is not the one it is said to
+            be.
     """
-    entry = model_entry(model_name)
-    state_dict = load_checkpoint(file)
+    if not Path(file).is_file():
+        raise InputError(f"checkpoint {file} does not exist")
     digest = file_sha256(file)
-    known = entry.checkpoint_of(digest) or Checkpoint(Path(file).name, Path(file).name, "not stated")
-    model = build_model(entry, {**known.arguments, **arguments})
-    load_strictly(model, entry.convert(state_dict), f"weights {file}")
+    entry, known = _published(file, digest, model_name, checkpoint)
+    model = build_model(entry, {**known.arguments, **(arguments or {})})
+    load_strictly(model, entry.convert(load_checkpoint(file)), f"weights {file}")
     manifest = manifest_of(model, source=known.source, source_sha256=digest, licence=known.licence)
     save_weights(output, model.state_dict(), manifest, dtype)
     return manifest
+
+
+def get_weights(name: str, on_progress: Callable[[Received], None] | None = None, **options: Any) -> dict[str, Any]:
+    """Fetch a published checkpoint, check it and put it, converted, into the cache, where its name finds it.
+
+    Args:
+        name: of a `Checkpoint`.
+        on_progress, options: as in `download`.
+
+    Returns:
+        Its manifest with "file" added. Weights that are in the cache already are not fetched again.
+
+    Raises:
+        InputError: no file of that name, one that its publisher gives out through a page only, or what `download` and
+            `convert_checkpoint` raise.
+    """
+    entry, checkpoint = checkpoint_named(name)
+    target = cached_weights_path(name)
+    if not checkpoint.direct and not target.is_file():
+        raise InputError(
+            f"{name} must be downloaded by hand from {checkpoint.source}; "
+            f"`pyposeext weights convert FILE --checkpoint {name}` then makes it known by its name"
+        )
+    with exclusive(target):
+        if not target.is_file():
+            fetched = _fetched_file(checkpoint)
+            if not fetched.is_file():
+                download(checkpoint.source, fetched, checkpoint.sha256, on_progress=on_progress, **options)
+            try:
+                convert_checkpoint(fetched, entry.name, target, checkpoint=name)
+            except InputError:
+                # It is not what it should be: the next attempt has to fetch it again.
+                fetched.unlink()
+                raise
+            fetched.unlink()
+    return {**read_manifest(target), "file": str(target)}
+
+
+def remove_weights(name: str) -> list[Path]:
+    """Delete weights of that name from the cache, and what an unfinished download of them left; returns the files.
+
+    Raises:
+        InputError: there is nothing of that name in the cache.
+    """
+    files = [cached_weights_path(name)] if name in list_cached_weights() else []
+    for _, checkpoint in list_checkpoints():
+        if checkpoint.name == name:
+            fetched = _fetched_file(checkpoint)
+            files += [*([fetched] if fetched.is_file() else []), *part_files(fetched)]
+    if not files:
+        raise InputError(f"weights must be the name of some in the cache ({cache_folder()}), got {name!r}")
+    with exclusive(cached_weights_path(name)):
+        for file in files:
+            file.unlink(missing_ok=True)
+    return files
 
 
 def verify_weights(weights: str | Path) -> dict[str, Any]:
@@ -174,3 +303,35 @@ def verify_weights(weights: str | Path) -> dict[str, Any]:
     load_strictly(model, state_dict, f"weights {path}")
     counts = {"tensors": len(state_dict), "parameters": sum(parameter.numel() for parameter in model.parameters())}
     return {**manifest, "file": str(path), "file_sha256": file_sha256(path), **counts}
+
+
+def _published(
+    file: str | Path, digest: str, model_name: str | None, checkpoint: str | None
+) -> tuple[Entry, Checkpoint]:
+    """Which model and which published file `file` is."""
+    if checkpoint is not None:
+        entry, known = checkpoint_named(checkpoint)
+        if model_name is not None and model_entry(model_name) is not entry:
+            raise InputError(f"checkpoint {checkpoint} is of the model {entry.name}, not of {model_name}")
+        if not known.is_file(digest):
+            raise InputError(f"{file} is not {checkpoint}: its SHA-256 is {digest}, not {known.sha256}")
+        return entry, known
+    if model_name is not None:
+        entry = model_entry(model_name)
+        return entry, entry.checkpoint_of(digest) or Checkpoint("unknown", Path(file).name, "not stated")
+    for entry in map(model_entry, list_models()):
+        if found := entry.checkpoint_of(digest):
+            return entry, found
+    raise InputError(f"{file} is not known by its SHA-256: give the model, or the checkpoint that it is")
+
+
+def _fetched_file(checkpoint: Checkpoint) -> Path:
+    """Where a published file lies from the end of its download to that of its conversion."""
+    return cache_folder() / f"{checkpoint.name}.download"
+
+
+def _is_from_torch(path: str | Path) -> bool:
+    """Whether a file is torch.save's: a zip archive or, from before PyTorch 1.6, a pickle that begins with a number."""
+    with Path(path).open("rb") as file:
+        beginning = file.read(len(_LEGACY_TORCH))
+    return beginning.startswith(b"PK") or beginning == _LEGACY_TORCH

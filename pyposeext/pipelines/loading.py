@@ -11,6 +11,7 @@ from pyposeext.errors import InputError
 from pyposeext.io.weights import file_sha256
 from pyposeext.models import create_model
 from pyposeext.models.top_down import TopDownPose
+from pyposeext.pipelines.acceleration import accelerated
 from pyposeext.pipelines.detectors import Detector, resolve_detector
 from pyposeext.pipelines.estimator import Estimator
 from pyposeext.pipelines.rcnn import RCNNEstimator
@@ -31,9 +32,10 @@ def load(
     """An estimator, ready to run.
 
     Args:
-        name_or_path: "default", a model's name together with `weights`, or a weight file, which names its model.
+        name_or_path: "default", a model's name, or a weight file, which names its model.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
-        weights: a weight file or the name of shipped weights.
+        weights: a weight file, or the name of weights that are shipped or in the cache. None takes those of the model
+            in the cache, if there is one set of them.
         threads: for PyTorch and OpenCV in this process; None leaves them.
         settings: see `EstimatorSettings`.
         detector: what finds the boxes of people, see `pyposeext.pipelines.detectors.resolve_detector`. None: an R-CNN
@@ -54,14 +56,14 @@ def load(
     name, file = model_and_weights(str(name_or_path), weights)
     model = create_model(name, weights=file)
     top_down = isinstance(model, TopDownPose)
-    if not top_down and not hasattr(model, "poses_in_boxes"):
+    if not top_down and not hasattr(model, "detect_boxes"):
         raise InputError(f"model {name} does not find people in images, so the estimator cannot run it")
     source = {"name": getattr(model, "model_name", name), "weights": str(file), "weights_sha256": file_sha256(file)}
     if detector is None and top_down:
         detector = "default"
-    finder = None if detector is None else resolve_detector(detector, place, settings.onnx)
+    finder = None if detector is None else resolve_detector(detector, place, settings)
     kind = TopDownEstimator if top_down else RCNNEstimator
-    return kind(model, settings, place, source, finder)
+    return kind(accelerated(model, place, settings.precision, settings.compiled), settings, place, source, finder)
 
 
 def find_device(device: str) -> torch.device:

@@ -8,7 +8,7 @@ from pyposeext.errors import InputError
 from pyposeext.io.weights import read_manifest
 from pyposeext.models import list_models
 from pyposeext.models.registry import ALIASES
-from pyposeext.models.weights import weights_file
+from pyposeext.models.weights import weights_file, weights_of_model
 
 
 def model_and_weights(name_or_path: str, weights: str | Path | None, argument: str = "model") -> tuple[str, Path]:
@@ -16,7 +16,8 @@ def model_and_weights(name_or_path: str, weights: str | Path | None, argument: s
 
     Args:
         name_or_path: a model's name, or a weight file, which names its model.
-        weights: with a name, a weight file or the name of shipped weights; None for those of the model's own name.
+        weights: with a name, a weight file or the name of weights that are shipped or in the cache; None for those of
+            the model's own name, see `weights_of_model`.
         argument: what the sentences call `name_or_path`.
 
     Raises:
@@ -35,10 +36,4 @@ def model_and_weights(name_or_path: str, weights: str | Path | None, argument: s
         if model is None:
             raise InputError(f"weights {name_or_path} do not say what model they are of: give the model's name too")
         return model, Path(name_or_path)
-    if weights is not None:
-        return name_or_path, weights_file(weights)
-    try:
-        return name_or_path, weights_file(name_or_path)
-    except InputError:
-        what = "default weights" if name_or_path in ALIASES else f"weights of the model {name_or_path}"
-        raise InputError(f"this installation has no {what}: give a weight file (.safetensors)") from None
+    return name_or_path, weights_of_model(name_or_path) if weights is None else weights_file(weights)

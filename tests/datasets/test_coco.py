@@ -187,7 +187,7 @@ def test_wrong_input_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "images/seven.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match="not in a format OpenCV decodes"):
         CocoKeypoints(path, tmp_path / "images").sample(1)
-    with pytest.raises(InputError, match="dataset must be one of coco, lsp, lsp_extended, got 'mpi'"):
+    with pytest.raises(InputError, match="dataset must be one of coco, lsp, lsp_extended, mpii, got 'mpi'"):
         open_dataset("mpi")
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from pyposeext.layers.resnet import BasicBlock, Bottleneck
 from pyposeext.models import create_model
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """A model's kind, its builder's arguments, and a learning rate with the number of steps in which it overfits."""
+    """A model's kind, its builder's arguments, and a learning rate with the number of steps in which it overfits.
+
+    `like` names a model of the same code at another depth or with other constants, which stands for this one in the
+    tests that train, export and save.
+    """
 
     kind: Any
     arguments: dict[str, Any]
     learning_rate: float
     steps: int
+    like: str | None = None
 
 
 def sample_images():
@@ -47,6 +53,8 @@ class RegionModel:
 
     losses = ("loss_box_reg", "loss_classifier", "loss_keypoint", "loss_objectness", "loss_rpn_box_reg")
     falling = ("loss_keypoint", "loss_classifier", "loss_objectness")
+    # Under autocast, in the mean over the maps, in their standard deviations.
+    half_error: ClassVar = {torch.bfloat16: 0.03, torch.float16: 0.004}
 
     @staticmethod
     def inputs():
@@ -67,6 +75,10 @@ class RegionModel:
         boxes = [torch.tensor([[3.0, 4, 50, 90]]), torch.tensor([[20.0, 8, 70, 60]])]
         found = model.poses_in_boxes(sample_images(), boxes, heatmaps=True)
         return torch.cat([image["keypoint_heatmaps"] for image in found])
+
+    @staticmethod
+    def settle(model):
+        """Gives the norms statistics under which outputs have a sensible size, where those they start with do not."""
 
     @staticmethod
     def trunk(model):
@@ -93,11 +105,53 @@ class RegionModel:
         return model.transform, model.roi_heads.settings
 
 
+class MaskModel(RegionModel):
+    """R-CNNs with a mask branch and no keypoint branch."""
+
+    losses = ("loss_box_reg", "loss_classifier", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
+    falling = ("loss_mask", "loss_classifier", "loss_objectness")
+
+    @staticmethod
+    def targets():
+        first, second = sample_targets()
+        masks = torch.zeros(1, 96, 80, dtype=torch.uint8)
+        masks[0, 20:70, 20:50] = 1
+        return [{**first, "masks": masks}, {**second, "masks": torch.zeros(0, 70, 110, dtype=torch.bool)}]
+
+    @staticmethod
+    def maps(model):
+        batch, _ = model.transform(sample_images(), None, False, memory_format=model._memory_format())
+        boxes = [torch.tensor([[3.0, 4, 50, 90]]), torch.tensor([[20.0, 8, 70, 60]])]
+        labels = [torch.ones(1, dtype=torch.int64)] * 2
+        logits = []
+        hook = model.roi_heads.mask_predictor.register_forward_hook(lambda _, inputs, output: logits.append(output))
+        model.roi_heads.masks(model.backbone(batch.tensor)[:4], boxes, labels)
+        hook.remove()
+        return logits[0]
+
+    @staticmethod
+    def parts(model):
+        heads = model.roi_heads
+        image = torch.rand(1, 3, 96, 96)
+        rois = {0: torch.export.Dim("rois", min=1, max=4096)}
+        yield model.backbone, image, image, None
+        if heads.mask_pool is None:
+            parts = ((heads.box_head, heads.box_predictor), (heads.box_head, heads.mask_predictor))
+            channels, sizes = 1024, (14, 14)
+        else:
+            parts = ((heads.box_head, heads.box_predictor), (heads.mask_head, heads.mask_predictor))
+            channels, sizes = 256, (7, 14)
+        for part, size in zip(parts, sizes, strict=True):
+            example, other = torch.rand(3, channels, size, size), torch.rand(5, channels, size, size)
+            yield nn.Sequential(*part), example, other, (rois,)
+
+
 class TopDownModel:
     """One person in a crop: crops to heatmaps."""
 
     losses = ("loss_heatmap",)
     falling = ("loss_heatmap",)
+    half_error: ClassVar = {torch.bfloat16: 0.1, torch.float16: 0.01}
 
     @staticmethod
     def inputs():
@@ -123,6 +177,21 @@ class TopDownModel:
     def maps(cls, model):
         return model(cls.inputs())
 
+    @classmethod
+    def settle(cls, model):
+        # Residual branches that weigh little, as in a trained network: a random one blows up every rounding error.
+        for block in model.modules():
+            if isinstance(block, BasicBlock | Bottleneck):
+                nn.init.constant_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight, 0.1)
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 1.0
+        with torch.no_grad():
+            model.train()(torch.cat([cls.inputs().roll(8 * shift, 3) for shift in range(4)]), cls.targets() * 4)
+        for norm in norms:
+            norm.momentum = 0.1
+        model.eval()
+
     @staticmethod
     def trunk(model):
         return model.trunk
@@ -145,28 +214,61 @@ _SMALL_REGIONS = {
     "detections_per_image": 4,
     "keypoint_rois_per_person": 1,
 }
+_SMALL_MASKS = {
+    "num_classes": 2,
+    **{key: value for key, value in _SMALL_REGIONS.items() if key != "keypoint_rois_per_person"},
+}
+# Here every proposal passes through the last stage of the trunk.
+_SMALL_C4 = {**_SMALL_MASKS, "candidates": (60, 30), "proposals": (6, 4)}
 _SMALL_CROPS = {"input_size": (64, 64), "sigma": 1.0}
+
+_KEYPOINT_50, _MASK_18, _MASK_C4 = "keypoint_rcnn_resnet50_fpn", "mask_rcnn_resnet18_fpn", "mask_rcnn_resnet50_c4"
 
 # With batch norms over two small images, losses bounce, the deepest trunks' most.
 REDUCED = {
-    "hrnet_w16": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
-    "hrnet_w18_small": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 10),
-    "hrnet_w32": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
-    "hrnet_w48": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
+    "hrnet_w16": Reduced(TopDownModel, _SMALL_CROPS, 1e-4, 5),
+    "hrnet_w18_small": Reduced(TopDownModel, _SMALL_CROPS, 3e-4, 7),
+    "hrnet_w32": Reduced(TopDownModel, _SMALL_CROPS, 1e-4, 5),
+    "hrnet_w48": Reduced(TopDownModel, _SMALL_CROPS, 1e-4, 5),
     "keypoint_rcnn_efficientnet_lite0_fpn": Reduced(RegionModel, _SMALL_REGIONS, 1e-3, 5),
     "keypoint_rcnn_resnet18_fpn": Reduced(RegionModel, _SMALL_REGIONS, 1e-4, 8),
     "keypoint_rcnn_resnet50_fpn": Reduced(RegionModel, _SMALL_REGIONS, 1e-4, 5),
-    "keypoint_rcnn_resnet101_fpn": Reduced(RegionModel, _SMALL_REGIONS, 2e-5, 8),
-    "simple_baseline_resnet18": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
-    "simple_baseline_resnet50": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
-    "simple_baseline_resnet101": Reduced(TopDownModel, _SMALL_CROPS, 1e-3, 5),
+    "keypoint_rcnn_resnet101_fpn": Reduced(RegionModel, _SMALL_REGIONS, 2e-5, 8, _KEYPOINT_50),
+    "keypoint_rcnn_resnet50_fpn_detectron2": Reduced(RegionModel, _SMALL_REGIONS, 1e-4, 5, _KEYPOINT_50),
+    "keypoint_rcnn_resnet101_fpn_detectron2": Reduced(RegionModel, _SMALL_REGIONS, 2e-5, 8, _KEYPOINT_50),
+    "mask_rcnn_resnet18_fpn": Reduced(MaskModel, _SMALL_MASKS, 1e-4, 5),
+    "mask_rcnn_resnet50_fpn": Reduced(MaskModel, _SMALL_MASKS, 1e-4, 5, _MASK_18),
+    "mask_rcnn_resnet101_fpn": Reduced(MaskModel, _SMALL_MASKS, 2e-5, 8, _MASK_18),
+    "mask_rcnn_resnet50_fpn_detectron2": Reduced(MaskModel, _SMALL_MASKS, 1e-4, 5, _MASK_18),
+    "mask_rcnn_resnet101_fpn_detectron2": Reduced(MaskModel, _SMALL_MASKS, 2e-5, 8, _MASK_18),
+    "mask_rcnn_resnet50_fpn_v2": Reduced(MaskModel, _SMALL_MASKS, 1e-4, 5),
+    "mask_rcnn_resnet50_c4": Reduced(MaskModel, _SMALL_C4, 1e-4, 4),
+    "mask_rcnn_resnet101_c4": Reduced(MaskModel, _SMALL_C4, 1e-4, 4, _MASK_C4),
+    "mask_rcnn_resnet50_c4_detectron2": Reduced(MaskModel, _SMALL_C4, 1e-4, 4, _MASK_C4),
+    "mask_rcnn_resnet101_c4_detectron2": Reduced(MaskModel, _SMALL_C4, 1e-4, 4, _MASK_C4),
+    "simple_baseline_resnet18": Reduced(TopDownModel, _SMALL_CROPS, 1e-4, 5),
+    "simple_baseline_resnet50": Reduced(TopDownModel, _SMALL_CROPS, 1e-4, 5),
+    "simple_baseline_resnet101": Reduced(TopDownModel, _SMALL_CROPS, 1e-4, 5),
 }
 
 
 def names_of(kind):
+    """The models of that kind."""
     return [name for name, reduced in REDUCED.items() if reduced.kind is kind]
+
+
+def distinct_names():
+    """The models that stand for themselves."""
+    return [name for name, reduced in REDUCED.items() if reduced.like is None]
 
 
 def reduced_model(name, **arguments):
     torch.manual_seed(0)
     return create_model(name, **{**REDUCED[name].arguments, **arguments})
+
+
+def settled_model(name):
+    """In evaluation mode, with outputs that are worth comparing."""
+    model = reduced_model(name)
+    REDUCED[name].kind.settle(model)
+    return model

@@ -166,9 +166,13 @@ def _size(image: Tensor) -> Size:
 
 def _resized_8_bit(image: Tensor, size: Size) -> Tensor:
     """An image [3, h, w] in 0..1, resized with antialiasing in steps of 1/255."""
-    levels = (image * 255).round()
-    resized = F.interpolate(levels[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
-    return resized.round() / 255
+    # As Pillow does: along the rows, rounded with halves upward, and then along the columns. In float64, or the many
+    # halves of simple ratios would round either way.
+    levels = (image * 255).round()[None].double()
+    for target in ((image.shape[1], size[1]), size):
+        levels = F.interpolate(levels, size=target, mode="bilinear", align_corners=False, antialias=True)
+        levels = (levels + 0.5).floor()
+    return (levels[0] / 255).to(image.dtype)
 
 
 def _padded(images: Sequence[Tensor], memory_format: torch.memory_format, divisor: int) -> Tensor:
