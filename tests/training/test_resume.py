@@ -12,7 +12,7 @@ import torch
 
 from pyposeext.datasets import CocoKeypoints
 from pyposeext.models import create_model
-from pyposeext.skeletons import COCO17
+from pyposeext.skeletons import COCO17, NO_JOINTS
 from pyposeext.training.augment import Augmentation
 from pyposeext.training.data import Batch, BatchStream, Stream, batches
 from pyposeext.training.engine import Settings, Trainer
@@ -32,10 +32,21 @@ def top_down(dataset: CocoKeypoints) -> tuple[Any, Stream]:
 def detector(dataset: CocoKeypoints) -> tuple[Any, Stream]:
     torch.manual_seed(0)
     model = create_model(
-        "mask_rcnn_resnet18_fpn", num_classes=2, num_joints=17, min_size=64, proposals=(20, 10), frozen_norm=False
+        "keypoint_rcnn_efficientnet_lite0_fpn",
+        min_size=64,
+        proposals=(20, 10),
+        pyramid_channels=16,
+        keypoint_channels=16,
+        keypoint_blocks=1,
     )
     stream = BatchStream([dataset], [1], COCO17, batch_size=2, canvases=[(64, 64)], settings=Augmentation())
     return model, stream
+
+
+def mask_detector(dataset: CocoKeypoints) -> tuple[Any, Stream]:
+    torch.manual_seed(0)
+    model = create_model("mask_rcnn_resnet18_fpn", num_classes=2, min_size=64, proposals=(20, 5), frozen_norm=False)
+    return model, BatchStream([dataset], [1], NO_JOINTS, batch_size=1, canvases=None, settings=Augmentation())
 
 
 class BrokenOffError(Exception):
@@ -53,8 +64,16 @@ def curve(directory: Path) -> list[Any]:
     return [(line["step"], line["learning_rate"], line["losses"]) for line in lines]
 
 
-@pytest.mark.parametrize("kind", [top_down, detector])
-@pytest.mark.parametrize(("precision", "workers"), [("float32", 0), ("float32", 2), ("bfloat16", 0)])
+@pytest.mark.parametrize(
+    ("kind", "precision", "workers"),
+    [
+        (top_down, "float32", 0),
+        (top_down, "bfloat16", 2),
+        (detector, "float32", 2),
+        (detector, "bfloat16", 0),
+        (mask_detector, "float32", 0),
+    ],
+)
 def test_a_continued_run_equals_an_unbroken_one(tmp_path: Path, kind: Any, precision: Any, workers: int) -> None:
     write_people(tmp_path / "set", count=3, masks=True)
     dataset = CocoKeypoints(tmp_path / "set/people.json", tmp_path / "set/images", masks=True)
