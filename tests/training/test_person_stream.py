@@ -176,6 +176,19 @@ def test_the_presets_are_the_published_values() -> None:
     assert COCO.colour == COCO.blur == COCO.occlude == mpii.colour == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flip": 1.5}, r"flip must be a probability in 0\.\.1, got 1\.5"),
+        ({"scale": 1.0}, r"scale must be in 0\.\.1"),
+        ({"rotation": -1.0}, "rotation not negative"),
+    ],
+)
+def test_impossible_augmentations_are_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PersonAugmentation(**change)  # type: ignore[arg-type]
+
+
 def stream(dataset: CocoKeypoints, settings: PersonAugmentation = COCO, **changes: Any) -> PersonStream:
     arguments: dict[str, Any] = {"batch_size": 3, "seed": 3, "rank": 0, **changes}
     return PersonStream([dataset], [1.0], tiny_model(), settings=settings, **arguments)
