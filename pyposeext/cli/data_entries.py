@@ -29,11 +29,21 @@ def open_weighted(entries: Sequence[str], **options: Any) -> tuple[list[ImageDat
     return datasets, weights
 
 
+def open_to_measure(entry: str) -> ImageDataset:
+    """The data set of an entry without a weight; LSP's is the test split."""
+    parts = entry.split(":")
+    if parts[0] == "lsp" and len(parts) == 2:
+        from pyposeext.datasets import open_dataset
+
+        return open_dataset("lsp", root=parts[1], split="test")
+    return _open(entry, parts, {})
+
+
 def open_coco(entry: str) -> CocoKeypoints:
-    """The file in COCO's layout that an ANNOTATIONS.json:IMAGES entry names, to measure with."""
+    """The file in COCO's layout of an ANNOTATIONS.json:IMAGES entry."""
     from pyposeext.datasets import CocoKeypoints
 
-    dataset = _open(entry, entry.split(":"), {})
+    dataset = open_to_measure(entry)
     if not isinstance(dataset, CocoKeypoints):
         raise InputError(f"data must be ANNOTATIONS.json:IMAGES in COCO's layout here, got {entry!r}")
     return dataset

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pyposeext.cli.data_entries import open_coco
+from pyposeext.cli.data_entries import open_to_measure
 from pyposeext.cli.options import OutputOption, ProgressKind, parse
 from pyposeext.cli.progress import show_progress
 from pyposeext.errors import InputError
 
 if TYPE_CHECKING:
+    from pyposeext.datasets import CocoKeypoints, ImageDataset
     from pyposeext.pipelines.evaluation import Evaluation
 
 Figures = dict[str, dict[str, float]]
@@ -33,7 +34,8 @@ class EvalArguments:
     Attributes:
         model: a model's name, or a weight file, which names its model.
         weights: a weight file, or the name of shipped weights.
-        data: ANNOTATIONS.json:IMAGES, a file in COCO's layout and its folder of images.
+        data: ANNOTATIONS.json:IMAGES, a file in COCO's layout and its folder of images; or, for top-down models in the
+            labelled boxes, lsp:ROOT (its test split; PCK@0.2) or mpii:ANNOTATIONS.json:IMAGES (PCKh@0.5).
         boxes: where a top-down model's boxes are from; "detector" where one is given, else "truth".
         detector: "default", a model of boxes, NAME:WEIGHTS, a weight file, a file of detections (.json) or an ONNX
             graph (.onnx).
@@ -41,7 +43,7 @@ class EvalArguments:
         decoding: of a top-down model's heatmaps; "model" is what the model was made with.
         oks_threshold: of two people more alike than this a top-down model's weaker goes.
         results: a file in COCO's results layout.
-        truth: its ANNOTATIONS.json.
+        truth: its ANNOTATIONS.json; with mpii data mpii_gt_val.mat.
         kind: what of it is measured.
         output: folder for metrics.json, and of a model boxes.json, segm.json and keypoints.json in COCO's results
             layout.
@@ -72,10 +74,11 @@ class EvalArguments:
 def main(arguments: Sequence[str]) -> int:
     """The exit code, always 0."""
     options = parse(EvalArguments, "eval", arguments)
-    of_model, of_file = (options.model, options.data), (options.results, options.truth)
-    if all(of_file) and not any(of_model):
+    file_given = options.results is not None and options.truth is not None
+    model_given = options.model is not None and options.data is not None
+    if file_given and options.model is None and options.data is None:
         description, figures = _measure_file(options)
-    elif all(of_model) and not any(of_file):
+    elif model_given and options.results is None:
         description, figures = _measure_model(options)
     else:
         raise InputError("eval needs --model and --data, or --results and --truth")
@@ -131,40 +134,68 @@ def _measure_model(options: EvalArguments) -> tuple[dict[str, Any], Figures]:
     model = create_model(name, weights=file)
     if not isinstance(model, TopDownPose) and (options.boxes or options.detector):
         raise InputError(f"boxes and detector are for top-down models, and {name} finds its boxes itself")
-    evaluation = _run(options, model.to(device), device)
-    if options.output is not None:
-        evaluation.write(options.output)
+    measured, figures = _run(options, model.to(device), device)
     description = {
         "model": getattr(model, "model_name", name),
         "weights": str(file),
         "weights_sha256": file_sha256(file),
         "data": options.data,
-        "images": len(evaluation.dataset),
-        "boxes": evaluation.boxes,
+        **measured,
     }
-    return description, evaluation.compute()
+    return description, figures
 
 
-def _run(options: EvalArguments, model: Any, device: Any) -> Evaluation:
-    from pyposeext.pipelines.detectors import resolve_detector
-    from pyposeext.pipelines.evaluation import evaluate
+def _run(options: EvalArguments, model: Any, device: Any) -> tuple[dict[str, Any], Figures]:
+    """What was measured, and the figures."""
+    from pyposeext.datasets import CocoKeypoints
     from pyposeext.pipelines.settings import EstimatorSettings
     from pyposeext.pipelines.video import Progress
 
     assert options.data is not None
-    dataset = open_coco(options.data)
-    detector = None
-    if options.detector is not None or options.boxes == "detector":
-        detector = resolve_detector(options.detector or "default", device)
     settings = EstimatorSettings(
         flip_test=options.flip_test, decoding=options.decoding, oks_threshold=options.oks_threshold
     )
+    dataset = open_to_measure(options.data)
     with show_progress(options.progress, dataset.name) as show:
 
         def on_image(index: int) -> None:
             show(Progress(index + 1, 0.0, (index + 1) / len(dataset)))
 
-        return evaluate(model, dataset, detector, settings, on_image)
+        if not isinstance(dataset, CocoKeypoints):
+            return {"images": len(dataset)}, _measure_people(options, model, dataset, settings, on_image)
+        evaluation = _evaluate(options, model, dataset, device, settings, on_image)
+    if options.output is not None:
+        evaluation.write(options.output)
+    return {"images": len(dataset), "boxes": evaluation.boxes}, evaluation.compute()
+
+
+def _evaluate(
+    options: EvalArguments, model: Any, dataset: CocoKeypoints, device: Any, settings: Any, on_image: Any
+) -> Evaluation:
+    from pyposeext.pipelines.detectors import resolve_detector
+    from pyposeext.pipelines.evaluation import evaluate
+
+    if options.truth is not None:
+        raise InputError("truth goes with results, or with mpii data")
+    detector = None
+    if options.detector is not None or options.boxes == "detector":
+        detector = resolve_detector(options.detector or "default", device)
+    return evaluate(model, dataset, detector, settings, on_image)
+
+
+def _measure_people(options: EvalArguments, model: Any, dataset: ImageDataset, settings: Any, on_image: Any) -> Figures:
+    """PCK of data that gives a box for each person."""
+    from pyposeext.datasets import MpiiPose, read_mpii_truth
+    from pyposeext.models.top_down import TopDownPose
+    from pyposeext.pipelines.evaluation_pck import evaluate_pck, evaluate_pckh
+
+    if not isinstance(model, TopDownPose) or options.boxes == "detector" or options.detector is not None:
+        raise InputError(f"data {options.data} is for top-down models in the labelled boxes")
+    if not isinstance(dataset, MpiiPose):
+        return {"PCK@0.2": evaluate_pck(model, dataset, settings, on_image)}
+    if options.truth is None:
+        raise InputError("truth must be mpii_gt_val.mat for PCKh of mpii data, got none")
+    return {"PCKh@0.5": evaluate_pckh(model, dataset, read_mpii_truth(options.truth), settings, on_image)}
 
 
 def _print_table(figures: Figures) -> None:

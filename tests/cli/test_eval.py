@@ -175,10 +175,7 @@ def test_a_results_file_with_known_figures(
     [
         ([], "eval needs --model and --data, or --results and --truth"),
         (["--model", "{w}"], "eval needs --model and --data, or --results and --truth"),
-        (
-            ["--model", "{w}", "--data", "{d}", "--truth", "x"],
-            "eval needs --model and --data, or --results and --truth",
-        ),
+        (["--model", "{w}", "--data", "{d}", "--truth", "x"], "truth goes with results, or with mpii data"),
         (["--model", "nothing", "--data", "{d}"], "model must be one of"),
         (["--model", "{w}", "--data", "people.json"], "data must be ANNOTATIONS.json:IMAGES"),
         (["--model", "{w}", "--data", "none.json:images"], "annotations 'none.json' cannot be read"),
