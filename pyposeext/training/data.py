@@ -6,7 +6,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -187,23 +187,45 @@ class _From(Sampler[int]):
         return len(self._range)
 
 
+class _Answering(Dataset[Batch | InputError]):
+    """A stream that gives an InputError instead of raising it, since a worker would wrap it into its traceback."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __getitem__(self, number: int) -> Batch | InputError:
+        try:
+            return self._stream[number]
+        except InputError as error:
+            return error
+
+
 def batches(stream: Stream, first: int, workers: int) -> Iterator[Batch]:
     """The batches of `stream` from number `first` on, without end, made by `workers` processes (0: in this one)."""
-    loader: DataLoader[Batch] = DataLoader(
-        cast(Dataset[Batch], stream),
+    loader = DataLoader(
+        _Answering(stream),
         batch_size=None,
         sampler=_From(first, 2**40),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
+        # Of its own, so that starting the workers takes no number from the generator that models draw from.
+        generator=torch.Generator(),
     )
     # A forked worker inherits OpenCV's pool but not its threads, and waits for them forever: fork without a pool.
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        return iter(loader)
+        return _raising(iter(loader))
     finally:
         cv2.setNumThreads(threads)
+
+
+def _raising(answers: Iterator[Batch | InputError]) -> Iterator[Batch]:
+    for answer in answers:
+        if isinstance(answer, InputError):
+            raise answer
+        yield answer
 
 
 def _start_worker(worker: int) -> None:

@@ -40,6 +40,15 @@ def test_a_batch_is_decided_by_its_number(tmp_path: Path) -> None:
     assert sizes == {(6, 3, 64, 64), (4, 3, 96, 64)}
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_an_image_is_said_plainly(tmp_path: Path, workers: int) -> None:
+    dataset = write_people(tmp_path / "set")
+    for image in (tmp_path / "set/images").iterdir():
+        image.write_bytes(b"not a picture")
+    with pytest.raises(InputError, match=r"^image '.*png' is not in a format OpenCV decodes$"):
+        next(batches(stream(dataset), 0, workers))
+
+
 def test_batches_are_what_a_model_takes(tmp_path: Path) -> None:
     images, targets = stream(write_people(tmp_path / "set"))[0]
     assert images.dtype == torch.float32
