@@ -19,6 +19,7 @@ VERBS = {
     "track": "find people in a video, follow them, and write files and an overlay video",
     "predict": "find people in an image, a folder of images or a video",
     "train": "train a model",
+    "eval": "measure a model or a file of results",
     "models": "list the models",
     "weights": "fetch, list, convert and verify weight files",
     "system": "say what is installed and what this machine has",

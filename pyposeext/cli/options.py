@@ -25,7 +25,7 @@ class ModelOptions:
 
     Attributes:
         model: a model's name, or a weight file, which names its model.
-        weights: a weight file, or the name of shipped weights.
+        weights: a weight file, or the name of shipped or fetched weights.
         detector: what finds the boxes of people: a model of boxes with shipped weights, NAME:WEIGHTS, a weight file, a
             file of detections (.json) or an ONNX graph (.onnx). None: the model itself, or "default" for a top-down
             model.

@@ -31,7 +31,7 @@ def system_facts() -> dict[str, Any]:
     import torch
 
     import pyposeext
-    from pyposeext.io.weights import list_weights
+    from pyposeext.io.weights import cache_folder, list_cached_weights, list_weights
 
     facts: dict[str, Any] = {
         "pyposeext": pyposeext.__version__,
@@ -50,7 +50,8 @@ def system_facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "ffmpeg": f"{av.ffmpeg_version_info} (PyAV {av.__version__})",
         "ffmpeg libraries": {name: ".".join(map(str, version)) for name, version in av.library_versions.items()},
-        "weights": list_weights() or "none",
+        "weights": [*list_weights(), *list_cached_weights()] or "none",
+        "fetched weights go to": str(cache_folder()),
     }
 
 

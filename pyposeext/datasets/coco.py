@@ -1,16 +1,18 @@
-"""COCO keypoints (Lin et al. 2014) and every set in its layout: one JSON file and a folder of images."""
+"""COCO keypoints and instances (Lin et al. 2014) and every set in its layout: one JSON file and a folder of images."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyposeext.datasets.sample import Sample, check_index, read_image, stack_boxes
 from pyposeext.errors import InputError
+from pyposeext.io.rle import decode_segmentation
 from pyposeext.skeletons import COCO17
 from pyposeext.structures import Skeleton
 
@@ -23,21 +25,39 @@ class CocoKeypoints:
     Construction reads the JSON file only; `sample` decodes one image. Boxes are clipped to their image, and those
     without width or height are dropped. Crowds (``iscrowd`` 1) are regions to ignore. People without a labelled joint
     stay, with all visibilities 0: a detector needs their boxes.
+
+    Attributes:
+        content: what the file holds.
+        person_category: the number of the category of people.
+        skeleton: of that category, COCO17 where the file says nothing.
     """
 
     licence = LICENCE
 
-    def __init__(self, annotations: str | Path, images: str | Path | None = None, people_only: bool = False) -> None:
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path | None = None,
+        people_only: bool = False,
+        *,
+        masks: bool = False,
+        categories: Literal["people", "all"] = "people",
+    ) -> None:
         """Indexes a file.
 
         Args:
             annotations: the JSON file.
             images: the folder of the images; None where only the records are wanted (then `sample` raises).
-            people_only: leaves out images without any person.
+            people_only: leaves out images without any person (or object, with all categories).
+            masks: samples have masks, except those of images in which somebody has no ``segmentation``.
+            categories: "people" alone, or "all": samples then have labels, COCO's category numbers, and what is not a
+                person has no labelled joint.
 
         Raises:
             InputError: the file is missing, is not JSON, or lacks a COCO list.
         """
+        if categories not in ("people", "all"):
+            raise InputError(f"categories must be 'people' or 'all', got {categories!r}")
         self.path = Path(annotations)
         self.name = self.path.stem
         self.content = _read(self.path)
@@ -46,10 +66,13 @@ class CocoKeypoints:
             raise InputError(f"images must be a folder, got {str(images)!r}")
         self.skeleton = _skeleton(self.content, self.path)
         people = [category["id"] for category in self.content["categories"] if "keypoints" in category]
+        if not people:  # a file of instances
+            people = [category["id"] for category in self.content["categories"] if category.get("name") == "person"]
         self.person_category = int(people[0]) if people else 1
+        self._masks, self._labelled = masks, categories == "all"
         self._annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for annotation in self.content["annotations"]:
-            if annotation.get("category_id") in people:
+            if self._labelled or annotation.get("category_id") in people:
                 self._annotations[annotation["image_id"]].append(annotation)
         self._images = [
             image
@@ -61,9 +84,15 @@ class CocoKeypoints:
         return len(self._images)
 
     def count_people(self, index: int) -> int:
-        """How many annotations of people, crowds included, image `index` has."""
+        """How many annotations of people (or objects, with all categories), crowds included, image `index` has."""
         check_index(self.name, index, len(self))
         return len(self._annotations[self._images[index]["id"]])
+
+    def count_labelled(self, index: int) -> int:
+        """How many people of image `index` have a labelled joint."""
+        check_index(self.name, index, len(self))
+        people = (each for each in self._annotations[self._images[index]["id"]] if not each.get("iscrowd"))
+        return sum(any(visibility > 0 for visibility in (each.get("keypoints") or ())[2::3]) for each in people)
 
     def sample(self, index: int) -> Sample:
         """Image `index` in the order of image ids, decoded."""
@@ -72,7 +101,19 @@ class CocoKeypoints:
             raise InputError(f"{self.name}: no folder of images was given, so image {index} cannot be read")
         record = self._images[index]
         image = read_image(self._folder / record["file_name"])
-        return _sample(record, self._annotations[record["id"]], image, len(self.skeleton))
+        kept, ignore = _placed(self._annotations[record["id"]], image)
+        return Sample(
+            image=image,
+            boxes=stack_boxes([box for box, _ in kept]),
+            keypoints=_keypoints([annotation for _, annotation in kept], len(self.skeleton)),
+            ignore=stack_boxes(ignore),
+            name=record["file_name"],
+            image_id=int(record["id"]),
+            areas=np.array([_area(annotation, box) for box, annotation in kept], dtype=np.float32),
+            masks=_masks([annotation for _, annotation in kept], image) if self._masks else None,
+            pose_boxes=_pose_boxes([annotation for _, annotation in kept], image),
+            labels=np.array([each["category_id"] for _, each in kept], dtype=np.int64) if self._labelled else None,
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -101,9 +142,10 @@ def _skeleton(content: dict[str, Any], path: Path) -> Skeleton:
     return COCO17
 
 
-def _sample(record: dict[str, Any], annotations: list[dict[str, Any]], image: Any, joints: int) -> Sample:
+def _placed(annotations: list[dict[str, Any]], image: Any) -> tuple[list[tuple[Any, dict[str, Any]]], list[Any]]:
+    """The annotations with a box left after clipping, each behind that box, and the boxes of crowds."""
     height, width = image.shape[:2]
-    boxes, keypoints, areas, ignore = [], [], [], []
+    kept, ignore = [], []
     for annotation in annotations:
         x, y, w, h = annotation["bbox"]
         box = np.clip([x, y, x + w, y + h], 0, [width, height, width, height])
@@ -111,22 +153,49 @@ def _sample(record: dict[str, Any], annotations: list[dict[str, Any]], image: An
             continue
         if annotation.get("iscrowd"):
             ignore.append(box)
+        else:
+            kept.append((box, annotation))
+    return kept, ignore
+
+
+def _keypoints(annotations: list[dict[str, Any]], joints: int) -> NDArray[np.float32]:
+    """[N, K, 3]; zeros for annotations without ``keypoints``."""
+    keypoints = np.zeros((len(annotations), joints, 3), np.float32)
+    for row, annotation in zip(keypoints, annotations, strict=True):
+        points = annotation.get("keypoints")
+        if not points:
             continue
-        boxes.append(box)
-        points = np.asarray(annotation.get("keypoints", ()) or np.zeros(3 * joints), dtype=np.float32)
-        if points.size != 3 * joints:
+        if len(points) != 3 * joints:
             raise InputError(
-                f"annotation {annotation.get('id')}: keypoints must hold {3 * joints} numbers, got {points.size}"
+                f"annotation {annotation.get('id')}: keypoints must hold {3 * joints} numbers, got {len(points)}"
             )
-        keypoints.append(points.reshape(joints, 3))
-        # Where no segment was drawn, COCO's people fill about 53 % of their boxes (mmpose's rule).
-        areas.append(annotation.get("area") or 0.53 * float((box[2] - box[0]) * (box[3] - box[1])))
-    return Sample(
-        image=image,
-        boxes=stack_boxes(boxes),
-        keypoints=np.asarray(keypoints, dtype=np.float32).reshape(-1, joints, 3),
-        ignore=stack_boxes(ignore),
-        name=record["file_name"],
-        image_id=int(record["id"]),
-        areas=np.asarray(areas, dtype=np.float32),
-    )
+        row[:] = np.reshape(points, (joints, 3))
+    return keypoints
+
+
+def _area(annotation: dict[str, Any], box: Any) -> float:
+    # Where no segment was drawn, COCO's people fill about 53 % of their boxes (mmpose's rule).
+    return float(annotation.get("area") or 0.53 * (box[2] - box[0]) * (box[3] - box[1]))
+
+
+def _pose_boxes(annotations: list[dict[str, Any]], image: Any) -> NDArray[np.float32]:
+    """[N, 4] from the first to the last pixel of each box inside the image, as HRNet's released code reads COCO."""
+    last = np.array(image.shape[1::-1]) - 1
+    sides = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+    low = sides[:, :2].clip(0)
+    high = np.minimum(last, low + (sides[:, 2:] - 1).clip(0))
+    return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def _masks(annotations: list[dict[str, Any]], image: Any) -> NDArray[np.uint8] | None:
+    """[N, H, W], or None where an annotation has no segmentation."""
+    height, width = image.shape[:2]
+    if not all(annotation.get("segmentation") for annotation in annotations):
+        return None
+    masks = np.zeros((len(annotations), height, width), np.uint8)
+    for row, annotation in zip(masks, annotations, strict=True):
+        try:
+            row[:] = decode_segmentation(annotation["segmentation"], height, width)
+        except InputError as error:
+            raise InputError(f"annotation {annotation.get('id')}: {error}") from error
+    return masks

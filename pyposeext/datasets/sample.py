@@ -29,6 +29,10 @@ class Sample:
         name: the image's file name, unique in its data set.
         image_id: the data set's own number for it.
         areas: float32 [N], the area of each person in square pixels (segment, not box, where the data set gives it).
+        masks: uint8 [N, H, W], 1 where a person is, or None where the data set has none or they were not asked for.
+        labels: int64 [N], what each is, in the data set's numbers; None: all are persons, 1.
+        pose_boxes: float32 [N, 4], the boxes by which a data set's protocol cuts people out for pose estimation; None:
+            `boxes`.
     """
 
     image: NDArray[np.uint8]
@@ -38,6 +42,9 @@ class Sample:
     name: str
     image_id: int
     areas: NDArray[np.float32]
+    masks: NDArray[np.uint8] | None = None
+    labels: NDArray[np.int64] | None = None
+    pose_boxes: NDArray[np.float32] | None = None
 
 
 class ImageDataset(Protocol):
@@ -65,13 +72,19 @@ class ImageDataset(Protocol):
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """The image file as uint8 RGB [H, W, 3]; raises InputError where it is missing or not an image."""
+    """The image file as uint8 RGB [H, W, 3], its pixels as they are stored, whatever its EXIF orientation says.
+
+    Labels refer to the stored pixels: the published training and evaluation code reads them so.
+
+    Raises:
+        InputError: the file is missing or not an image.
+    """
     # Reading the bytes first keeps names in any alphabet readable and tells "missing" from "not an image".
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise InputError(f"image {str(path)!r} cannot be read: {error.strerror or error}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
     if image is None:
         raise InputError(f"image {str(path)!r} is not in a format OpenCV decodes")
     return np.ascontiguousarray(image[:, :, ::-1])

@@ -1,4 +1,4 @@
-"""Average precision and recall as COCO defines them, for boxes and keypoints, computed by faster-coco-eval."""
+"""Average precision and recall as COCO defines them, for boxes, masks and keypoints, computed by faster-coco-eval."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pyposeext.errors import InputError
+from pyposeext.io.rle import Segmentation, encode_segmentation, mask_area
 
-Kind = Literal["boxes", "keypoints"]
+Kind = Literal["boxes", "masks", "keypoints"]
 
+_DETECTION = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _NAMES: dict[str, tuple[str, ...]] = {
-    "boxes": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+    "boxes": _DETECTION,
+    "masks": _DETECTION,
     "keypoints": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
 }
+
+
+# What COCO calls each kind, and where a line of a results file holds it.
+_LIBRARY_NAMES = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
+RESULT_KEYS = {"boxes": "bbox", "masks": "segmentation", "keypoints": "keypoints"}
 
 
 class CocoEvaluation:
@@ -27,7 +35,7 @@ class CocoEvaluation:
 
     Args:
         truth: the JSON file, or its content.
-        kind: "boxes" or "keypoints".
+        kind: "boxes", "masks" or "keypoints".
         category_id: evaluate this category alone; None for all of them.
         sigmas: OKS constants; () for COCO's.
     """
@@ -40,14 +48,24 @@ class CocoEvaluation:
         sigmas: Sequence[float] = (),
     ) -> None:
         if kind not in _NAMES:
-            raise InputError(f"kind must be 'boxes' or 'keypoints', got {kind!r}")
+            raise InputError(f"kind must be 'boxes', 'masks' or 'keypoints', got {kind!r}")
         self._truth: dict[str, Any] = truth if isinstance(truth, dict) else json.loads(Path(truth).read_text())
         self._kind, self._category_id, self._sigmas = kind, category_id, tuple(sigmas)
-        self._images = {image["id"] for image in self._truth["images"]}
+        self._images = {image["id"]: image for image in self._truth["images"]}
         self._results: list[dict[str, Any]] = []
+        if kind == "masks":
+            for annotation in self._truth["annotations"]:
+                if not annotation.get("segmentation"):
+                    raise InputError(f"truth must have masks, but annotation {annotation.get('id')} has none")
 
     def update(
-        self, image_id: int, scores: ArrayLike, boxes: ArrayLike = (), keypoints: ArrayLike = (), category_id: int = 1
+        self,
+        image_id: int,
+        scores: ArrayLike,
+        boxes: ArrayLike = (),
+        keypoints: ArrayLike = (),
+        masks: Sequence[Segmentation] = (),
+        category_id: int | Sequence[int] = 1,
     ) -> None:
         """Adds the detections of one image.
 
@@ -56,34 +74,34 @@ class CocoEvaluation:
             scores: [N].
             boxes: [N, 4], x1, y1, x2, y2, where boxes are evaluated.
             keypoints: [N, K, 2 or more], x and y first, where keypoints are evaluated.
-            category_id: of all N.
+            masks: N in any of COCO's encodings, where masks are evaluated.
+            category_id: of all N, or one for each.
         """
-        score = np.asarray(scores, dtype=np.float64)
-        value = np.asarray(boxes if self._kind == "boxes" else keypoints, dtype=np.float64)
-        if len(value) != len(score):
-            raise InputError(f"{self._kind} and scores must have one row per person, got {len(value)} and {len(score)}")
-        rows = []
-        for index in range(len(score)):
-            row: dict[str, Any] = {"image_id": image_id, "category_id": category_id, "score": float(score[index])}
-            if self._kind == "boxes":
-                x1, y1, x2, y2 = value[index].tolist()
-                row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-            else:
-                row["keypoints"] = [number for x, y in value[index, :, :2].tolist() for number in (x, y, 1.0)]
-            rows.append(row)
-        self.add_results(rows)
+        values: Any = {"boxes": boxes, "masks": masks, "keypoints": keypoints}[self._kind]
+        self.add_results(result_rows(self._kind, image_id, scores, values, category_id))
 
     def add_results(self, results: Iterable[dict[str, Any]]) -> None:
-        """Adds entries of a COCO result file."""
-        rows = list(results)
-        for row in rows:
+        """Adds entries of a COCO result file; what they hold beside the kind that is evaluated is left out."""
+        key = RESULT_KEYS[self._kind]
+        rows = []
+        for number, row in enumerate(results):
+            needed = ("image_id", "category_id", "score", key)
+            missing = [name for name in needed if not isinstance(row, dict) or name not in row]
+            if missing:
+                raise InputError(f"result {number} must hold {', '.join(needed)}, but has no {missing[0]}")
             if row["image_id"] not in self._images:
                 raise InputError(f"image_id must be one of the ground truth's, got {row['image_id']}")
+            # A mask's result may bring a box along, whose area would pass for the mask's in COCO's own code.
+            rows.append({name: row[name] for name in needed})
+            if self._kind == "masks":
+                image = self._images[row["image_id"]]
+                encoded = encode_segmentation(row["segmentation"], image["height"], image["width"])
+                rows[-1].update(segmentation=encoded, area=mask_area(encoded))
         self._results += rows
 
     def merge(self, other: CocoEvaluation) -> None:
         """Adds the detections of another object on the same ground truth."""
-        if other._kind != self._kind or other._images != self._images:
+        if other._kind != self._kind or other._images.keys() != self._images.keys():
             raise InputError("other must evaluate the same kind on the same images")
         self._results += other._results
 
@@ -118,7 +136,7 @@ class CocoEvaluation:
             evaluation = COCOeval_faster(
                 truth,
                 found,
-                "bbox" if self._kind == "boxes" else "keypoints",
+                _LIBRARY_NAMES[self._kind],
                 kpt_oks_sigmas=list(self._sigmas) or None,
                 print_function=_silent,
             )
@@ -129,6 +147,50 @@ class CocoEvaluation:
             evaluation.summarize()
         names = _NAMES[self._kind]
         return {name: float(value) for name, value in zip(names, evaluation.stats[: len(names)], strict=True)}
+
+
+def result_rows(
+    kind: Kind,
+    image_id: int,
+    scores: ArrayLike,
+    values: Any,
+    category_id: int | Sequence[int] = 1,
+    joint_scores: ArrayLike | None = None,
+) -> list[dict[str, Any]]:
+    """The detections of one image as entries of a COCO results file.
+
+    Args:
+        kind: what `values` are.
+        image_id: the image's.
+        scores: [N].
+        values: boxes [N, 4] (x1, y1, x2, y2), N masks in any of COCO's encodings, or keypoints [N, K, 2 or more].
+        category_id: of all N, or one for each.
+        joint_scores: [N, K], written as the third number of each joint, which COCO does not look at; None writes 1.
+    """
+    score = np.asarray(scores, dtype=np.float64)
+    if len(values) != len(score):
+        raise InputError(f"{kind} and scores must have one row per person, got {len(values)} and {len(score)}")
+    categories = np.broadcast_to(category_id, len(score)).tolist()
+    rows = []
+    for index, value in enumerate(values):
+        row: dict[str, Any] = {
+            "image_id": image_id,
+            "category_id": int(categories[index]),
+            "score": float(score[index]),
+        }
+        if kind == "boxes":
+            x1, y1, x2, y2 = np.asarray(value, dtype=np.float64).tolist()
+            row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+        elif kind == "masks":
+            row["segmentation"] = value
+        else:
+            points = np.ones((len(value), 3))
+            points[:, :2] = np.asarray(value, dtype=np.float64)[:, :2]
+            if joint_scores is not None:
+                points[:, 2] = np.asarray(joint_scores, dtype=np.float64)[index]
+            row["keypoints"] = points.ravel().tolist()
+        rows.append(row)
+    return rows
 
 
 def _silent(*_: object) -> None:

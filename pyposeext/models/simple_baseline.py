@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from pyposeext.errors import InputError
 from pyposeext.layers.resnet import ResNet
 from pyposeext.models.registry import Checkpoint, register_model
-from pyposeext.models.top_down import Decoding, TopDownPose, heatmap_layer
-from pyposeext.skeletons import skeleton_of
+from pyposeext.models.top_down import Decoding, TopDownPose, heatmap_layer, joints_of
 
 _MODEL_ZOO = "https://drive.google.com/drive/folders/13_wJ6nC7my1KKouMkQMqyr9r1ZnLnukP"
 
@@ -93,6 +92,7 @@ def convert_simple_baseline(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
 def simple_baseline_resnet50(
     num_joints: int = 17,
     input_size: Sequence[int] = (256, 192),
+    skeleton: str | None = None,
     sigma: float | None = None,
     margin: float = 1.25,
     hard_joints: int | None = None,
@@ -106,6 +106,8 @@ def simple_baseline_resnet50(
         num_joints: K; 17 are COCO's, 16 MPII's.
         input_size: (height, width) of the crops, multiples of 32. Published: 256 x 192 and 384 x 288 for COCO, 256 x
             256 and 384 x 384 for MPII.
+        skeleton: the joints' names and pairs, as "posetrack18". None: COCO's for 17 joints, MPII's for 16, PoseTrack
+            2017's for 15.
         sigma: of the training targets, in pixels of the heatmap. None: its height / 32, as published.
         margin: by which a person's box is enlarged before it is cut out.
         hard_joints: None, or how many of a crop's joints, those with the largest losses, train.
@@ -126,8 +128,10 @@ def simple_baseline_resnet101(**arguments: Any) -> TopDownPose:
     return _pose_network(101, **arguments)
 
 
-def _pose_network(depth: int, num_joints: int, input_size: Sequence[int], **options: Any) -> TopDownPose:
-    skeleton = skeleton_of(num_joints)
+def _pose_network(
+    depth: int, num_joints: int, input_size: Sequence[int], skeleton: str | None, **options: Any
+) -> TopDownPose:
+    joints = joints_of(num_joints, skeleton)
     trunk = ResNet(depth)
     head = DeconvolutionHead(trunk.channels[-1], num_joints)
-    return TopDownPose(trunk, head, skeleton, input_size, **options)
+    return TopDownPose(trunk, head, joints, input_size, **options)

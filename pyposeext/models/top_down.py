@@ -18,6 +18,7 @@ from pyposeext.errors import InputError
 from pyposeext.layers.person_crops import crop_boxes, crop_matrices, inverse_matrices
 from pyposeext.models.weights import load_strictly
 from pyposeext.ops.crop_affine import IMAGENET_MEAN, IMAGENET_STD
+from pyposeext.skeletons import get_skeleton, skeleton_of
 from pyposeext.structures import Skeleton
 
 Decoding = Literal["none", "quarter", "dark"]
@@ -28,6 +29,20 @@ _LARGEST_BLUR = 31
 
 # Joints below this score have no part in a person's score (HRNet's lib/dataset/coco.py).
 _COUNTING_SCORE = 0.2
+
+
+def joints_of(num_joints: int, skeleton: str | None = None) -> Skeleton:
+    """The skeleton of that name, or without a name the one that published models of so many joints have.
+
+    Raises:
+        InputError: an unknown name, or a skeleton of another number of joints.
+    """
+    if skeleton is None:
+        return skeleton_of(num_joints)
+    named = get_skeleton(skeleton)
+    if len(named) != num_joints:
+        raise InputError(f"skeleton must be one of {num_joints} joints, got {skeleton!r} with {len(named)}")
+    return named
 
 
 def heatmap_layer(in_channels: int, num_joints: int) -> nn.Conv2d:
@@ -62,7 +77,7 @@ class TopDownPose(nn.Module):
     Args:
         trunk: [B, 3, H, W] to a list of maps, the finest first.
         head: that list to heatmaps [B, K, H / 4, W / 4].
-        skeleton: the K joints.
+        skeleton: the K joints, at least one.
         input_size: (height, width) of a crop, multiples of `multiple`.
         sigma: of the target Gaussians in pixels of the heatmap. None: height of the heatmap / 32, the published 2 for
             64 x 48 and 3 for 96 x 72.

@@ -247,7 +247,7 @@ def get_weights(name: str, on_progress: Callable[[Received], None] | None = None
     """
     entry, checkpoint = checkpoint_named(name)
     target = cached_weights_path(name)
-    if not checkpoint.direct:
+    if not checkpoint.direct and not target.is_file():
         raise InputError(
             f"{name} must be downloaded by hand from {checkpoint.source}; "
             f"`pyposeext weights convert FILE --checkpoint {name}` then makes it known by its name"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from pyposeext.errors import InputError
 from pyposeext.layers.folding import fold_norms
+from pyposeext.pipelines.settings import Precision
 
-Precision = Literal["float32", "bfloat16", "float16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # The parts of a model that are tensors in and tensors out, whatever the number of people.

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from pyposeext.errors import InputError
 from pyposeext.io.weights import file_sha256
 from pyposeext.models import create_model
+from pyposeext.pipelines.acceleration import accelerated
 from pyposeext.pipelines.inputs import InputImage, model_images
 from pyposeext.pipelines.preparation import prepare_model
-from pyposeext.pipelines.settings import OnnxSettings
+from pyposeext.pipelines.settings import EstimatorSettings
 
 PERSON = 1
 
@@ -77,8 +78,7 @@ class ModelDetector:
         """As `Detector`; images of one size go through the model together."""
         small = [resize_for(self.model, each.image) for each in inputs]
         with torch.inference_mode():
-            find = getattr(self.model, "detect_boxes", self.model)
-            found = find(model_images(self.device, small), resize=False)
+            found = self.model.detect_boxes(model_images(self.device, small), resize=False)
             # One transfer for the whole batch.
             rows = torch.cat([box_columns(each) for each in found]).cpu().numpy()
         parts = np.split(rows, np.cumsum([len(each["boxes"]) for each in found])[:-1])
@@ -89,7 +89,7 @@ class ModelDetector:
 
 
 def resolve_detector(
-    detector: str | Path | Detector, device: torch.device, onnx: OnnxSettings | None = None
+    detector: str | Path | Detector, device: torch.device, settings: EstimatorSettings | None = None
 ) -> Detector:
     """The detector that a word names.
 
@@ -98,13 +98,14 @@ def resolve_detector(
             weight file (.safetensors), which names its model; a file of detections (.json), see `FileDetector`; an ONNX
             graph (.onnx), see `OnnxDetector`. A detector is returned as it is.
         device: where it runs.
-        onnx: for an ONNX graph.
+        settings: how ONNX graphs are read, and in which precision models run and whether they are compiled.
 
     Raises:
         InputError: none of these, or what cannot be read.
     """
     if not isinstance(detector, (str, Path)):
         return detector
+    settings = settings or EstimatorSettings()
     suffix = Path(detector).suffix.lower()
     if suffix == ".json":
         from pyposeext.pipelines.file_detector import FileDetector
@@ -113,15 +114,15 @@ def resolve_detector(
     if suffix == ".onnx":
         from pyposeext.pipelines.onnx_detector import OnnxDetector
 
-        return OnnxDetector(detector, device, onnx or OnnxSettings())
+        return OnnxDetector(detector, device, settings.onnx)
     from pyposeext.pipelines.sources import model_and_weights
 
     name, file = model_and_weights(*_name_and_weights(str(detector)), "detector")
     model = create_model(name, weights=file)
-    if not hasattr(model, "transform") or not hasattr(model, "poses_in_boxes"):
+    if not hasattr(model, "detect_boxes"):
         raise InputError(f"detector must be a model that finds boxes, a .json or an .onnx file, got {detector!r}")
     source = {"name": getattr(model, "model_name", name), "weights": str(file), "weights_sha256": file_sha256(file)}
-    return ModelDetector(model, device, source)
+    return ModelDetector(accelerated(model, device, settings.precision, settings.compiled), device, source)
 
 
 def resize_for(model: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -75,7 +75,7 @@ class Estimator(ABC):
         image = checked_image(image)
         with torch.inference_mode():
             if boxes is None:
-                return self._people([InputImage(image, None, name)], self.settings.score_threshold)[0]
+                return self._people([InputImage(image, None, name)], self.settings.score_threshold, tracked=False)[0]
             checked = checked_boxes(boxes)
             given = None if scores is None else checked_scores(scores, len(checked))
             return self._poses_in(image, checked, given)
@@ -92,7 +92,8 @@ class Estimator(ABC):
         """
         linker = GraphLinker(tracker)
         with torch.inference_mode():
-            poses = self._people([InputImage(checked_image(frame))], self._tracking_threshold(linker))[0]
+            inputs = [InputImage(checked_image(frame))]
+            poses = self._people(inputs, self._tracking_threshold(linker), tracked=True)[0]
         return linker.link(poses, state, (frame.shape[1], frame.shape[0]))
 
     def video(
@@ -119,7 +120,7 @@ class Estimator(ABC):
 
         def estimate(frames: Sequence[InputImage]) -> list[Poses]:
             with torch.inference_mode():
-                return self._people(frames, threshold)
+                return self._people(frames, threshold, tracked=track)
 
         return VideoPoses(
             path,
@@ -151,8 +152,11 @@ class Estimator(ABC):
         }
 
     @abstractmethod
-    def _people(self, inputs: Sequence[InputImage], score_threshold: float) -> list[Poses]:
-        """The people in each image, best first; those with a number that is none are left out."""
+    def _people(self, inputs: Sequence[InputImage], score_threshold: float, tracked: bool) -> list[Poses]:
+        """The people in each image, best first; those with a number that is none are left out.
+
+        Where they are to be `tracked` their scores are the boxes', which a tracker's thresholds are made for.
+        """
 
     @abstractmethod
     def _poses_in(

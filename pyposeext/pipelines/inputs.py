@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,6 +62,22 @@ def stack_on(device: torch.device, images: Sequence[NDArray[np.uint8]]) -> Tenso
     if device.type != "cuda":
         return stack.to(device)
     return stack.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def frames_and_table(
+    device: torch.device, images: Sequence[NDArray[np.uint8]], table: NDArray[np.float64]
+) -> tuple[Tensor, Tensor]:
+    """Images of one size as uint8 [N, H, W, 3] and a table of numbers, on the device: one transfer for both."""
+    if device.type == "cpu":
+        return stack_on(device, images), torch.from_numpy(table)
+    shape = (len(images), *images[0].shape)
+    packed = torch.empty(table.nbytes + math.prod(shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    # The table comes first, where its eight-byte numbers are aligned.
+    packed[: table.nbytes].view(torch.float64).copy_(torch.from_numpy(table).flatten())
+    for place, image in zip(packed[table.nbytes :].view(shape), images, strict=True):
+        place.copy_(torch.from_numpy(image))
+    there = packed.to(device, non_blocking=True)
+    return there[table.nbytes :].view(shape), there[: table.nbytes].view(torch.float64).view(table.shape)
 
 
 def model_images(device: torch.device, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:

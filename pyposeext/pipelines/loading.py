@@ -11,6 +11,7 @@ from pyposeext.errors import InputError
 from pyposeext.io.weights import file_sha256
 from pyposeext.models import create_model
 from pyposeext.models.top_down import TopDownPose
+from pyposeext.pipelines.acceleration import accelerated
 from pyposeext.pipelines.detectors import Detector, resolve_detector
 from pyposeext.pipelines.estimator import Estimator
 from pyposeext.pipelines.rcnn import RCNNEstimator
@@ -45,7 +46,7 @@ def load(
         InputError: an unknown model or detector, weights that are missing, damaged or of another model, a device that
             is not there.
     """
-    place = _device(device)
+    place = find_device(device)
     if threads is not None:
         if threads < 1:
             raise InputError(f"threads must be 1 or more, got {threads}")
@@ -55,17 +56,18 @@ def load(
     name, file = model_and_weights(str(name_or_path), weights)
     model = create_model(name, weights=file)
     top_down = isinstance(model, TopDownPose)
-    if not top_down and not hasattr(model, "poses_in_boxes"):
+    if not top_down and not hasattr(model, "detect_boxes"):
         raise InputError(f"model {name} does not find people in images, so the estimator cannot run it")
     source = {"name": getattr(model, "model_name", name), "weights": str(file), "weights_sha256": file_sha256(file)}
     if detector is None and top_down:
         detector = "default"
-    finder = None if detector is None else resolve_detector(detector, place, settings.onnx)
+    finder = None if detector is None else resolve_detector(detector, place, settings)
     kind = TopDownEstimator if top_down else RCNNEstimator
-    return kind(model, settings, place, source, finder)
+    return kind(accelerated(model, place, settings.precision, settings.compiled), settings, place, source, finder)
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """The device of that name, for "auto" a GPU where there is one, or an InputError where PyTorch has none such."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

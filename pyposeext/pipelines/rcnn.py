@@ -48,7 +48,7 @@ class RCNNEstimator(Estimator):
         if self.detector is not None and not self._has_joints:
             raise InputError("detector must be None with a model that finds no joints: it has nothing to add to boxes")
 
-    def _people(self, inputs: Sequence[InputImage], score_threshold: float) -> list[Poses]:
+    def _people(self, inputs: Sequence[InputImage], score_threshold: float, tracked: bool) -> list[Poses]:
         masks: list[list[dict[str, Any]] | None] = [None] * len(inputs)
         if self._from_crops and not (self._has_masks and self.detector is None):
             maximum = self.settings.maximum_people

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pyposeext.errors import InputError
 
+Precision = Literal["float32", "bfloat16", "float16"]
 OnnxLayout = Literal["auto", "yolo", "yolo_objectness", "rows", "parts"]
 
 
@@ -53,8 +54,8 @@ class EstimatorSettings:
         maximum_people: so many boxes with the best scores are kept.
         people_per_batch: so many crops go through the model at once; bounds the memory for crowds.
         frames_per_batch: so many frames of a video are worked on at once; None for 1 on a CPU and 8 on a GPU.
-        duplicate_oks: R-CNN: of two people more alike than this (OKS) the weaker goes.
-        duplicate_joint_score: R-CNN: only joints with this score in both count in that.
+        duplicate_oks: of two people more alike than this (OKS with the areas of their boxes) the weaker goes.
+        duplicate_joint_score: only joints with this score in both count in that.
         crop_height: R-CNN: of a crop, in pixels. Top-down models have a size of their own.
         crop_width: R-CNN: likewise.
         crop_margin: R-CNN: by which a box is enlarged before it is cut out.
@@ -62,7 +63,10 @@ class EstimatorSettings:
         decoding: top-down: how the maximum of a heatmap is refined: by a "quarter" of a pixel as published, "dark",
             "none", or as the "model" says.
         oks_threshold: top-down: of two people more alike than this (OKS with the areas of the crops, as HRNet
-            evaluates) the weaker goes. Where the skeleton has no sigmas, it is their boxes' IoU.
+            evaluates, which is laxer) the weaker goes. Where the skeleton has no sigmas, it is their boxes' IoU.
+        precision: of the models' weights and activations; on a CPU "bfloat16" pays where the CPU multiplies it
+            natively, "float16" is for GPUs.
+        compiled: the models go through `torch.compile`, on a GPU with CUDA graphs: the first frames take minutes.
         onnx: for a detector that is an .onnx file.
     """
 
@@ -79,6 +83,8 @@ class EstimatorSettings:
     flip_test: bool = True
     decoding: Literal["model", "none", "quarter", "dark"] = "model"
     oks_threshold: float = 0.9
+    precision: Precision = "float32"
+    compiled: bool = False
     onnx: OnnxSettings = field(default_factory=OnnxSettings)
 
     def __post_init__(self) -> None:
@@ -86,6 +92,8 @@ class EstimatorSettings:
             raise InputError(f"pose_from must be 'features' or 'crops', got {self.pose_from!r}")
         if self.decoding not in ("model", "none", "quarter", "dark"):
             raise InputError(f"decoding must be 'model', 'none', 'quarter' or 'dark', got {self.decoding!r}")
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            raise InputError(f"precision must be 'float32', 'bfloat16' or 'float16', got {self.precision!r}")
         for name in ("maximum_people", "people_per_batch", "frames_per_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:

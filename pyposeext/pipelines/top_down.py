@@ -12,9 +12,11 @@ from torch import Tensor
 
 from pyposeext import ops
 from pyposeext.errors import InputError
+from pyposeext.pipelines.acceleration import padded_count
 from pyposeext.pipelines.detectors import Detections
+from pyposeext.pipelines.duplicates import remove_duplicates
 from pyposeext.pipelines.estimator import Estimator, finite_people, repaired_joints
-from pyposeext.pipelines.inputs import InputImage, checked_boxes, checked_image, checked_scores, stack_on
+from pyposeext.pipelines.inputs import InputImage, checked_boxes, checked_image, checked_scores, frames_and_table
 from pyposeext.structures import Poses
 
 
@@ -24,16 +26,17 @@ class TopDownEstimator(Estimator):
 
     The score of a joint is the maximum of its heatmap, clamped to 0..1: about 1 where the model is sure, but no
     probability. A person's is the box's times the mean of the joints' above 0.2, as HRNet rescores (0 without such a
-    joint), so it is lower than that of an R-CNN; where boxes are given without scores, the box counts 1. Of people more
-    alike than `settings.oks_threshold` the best stays.
+    joint), so it is lower than that of an R-CNN; where boxes are given without scores, the box counts 1, and where
+    people are tracked, the box alone counts. Of people more alike than `settings.oks_threshold` the best stays.
 
-    For a batch of frames two things go to the device, the frames and one table of boxes, and one comes back, a table of
-    joints and scores: cropping, normalising, the flip test, decoding, rescoring and suppression happen there.
+    For a batch of frames one transfer goes to the device, the frames with a table of boxes, and one comes back, a table
+    of joints and scores: cropping, normalising, the flip test, decoding, rescoring and suppression happen there.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._sigmas = torch.tensor(self.skeleton.sigmas, device=self.device)
+        self._dtype = next(self.model.parameters()).dtype
 
     def people_in(self, image: NDArray[np.uint8], boxes: ArrayLike, scores: ArrayLike) -> Poses:
         """The people in detected boxes as COCO's protocol takes them: rescored, suppressed by OKS, best first.
@@ -52,12 +55,14 @@ class TopDownEstimator(Estimator):
         with torch.inference_mode():
             return self._suppressed([image], [found])[0]
 
-    def _people(self, inputs: Sequence[InputImage], score_threshold: float) -> list[Poses]:
+    def _people(self, inputs: Sequence[InputImage], score_threshold: float, tracked: bool) -> list[Poses]:
         if self.detector is None:
             raise InputError("a top-down model needs boxes: give them with the image, or a detector to `load`")
         maximum = self.settings.maximum_people
         found = [each.best(score_threshold, maximum) for each in self.detector.detect(inputs)]
-        return self._suppressed([each.image for each in inputs], found)
+        people = self._suppressed([each.image for each in inputs], found, rescored=not tracked)
+        oks, joint_score = self.settings.duplicate_oks, self.settings.duplicate_joint_score
+        return [remove_duplicates(poses, oks, joint_score) for poses in people]
 
     def _poses_in(
         self, image: NDArray[np.uint8], boxes: NDArray[np.float32], scores: NDArray[np.float32] | None
@@ -71,9 +76,14 @@ class TopDownEstimator(Estimator):
         people: Tensor = self.model.person_scores(torch.from_numpy(given.copy()), joints)
         return replace(whole, scores=people.numpy().clip(0, 1))
 
-    def _suppressed(self, images: Sequence[NDArray[np.uint8]], found: Sequence[Detections]) -> list[Poses]:
-        people = [poses[kept] for poses, kept in self._estimate(images, found)]
-        return [poses[finite_people(poses)] for poses in people]
+    def _suppressed(
+        self, images: Sequence[NDArray[np.uint8]], found: Sequence[Detections], rescored: bool = True
+    ) -> list[Poses]:
+        people = []
+        for (poses, kept), each in zip(self._estimate(images, found), found, strict=True):
+            best = poses[kept] if rescored else replace(poses, scores=each.scores)[kept]
+            people.append(best[finite_people(best)])
+        return people
 
     def _estimate(
         self, images: Sequence[NDArray[np.uint8]], found: Sequence[Detections]
@@ -86,8 +96,8 @@ class TopDownEstimator(Estimator):
         if not peopled:
             return results
         table = np.concatenate([_table(place, found[index]) for place, index in enumerate(peopled)])
-        frames = stack_on(self.device, [images[index] for index in peopled])
-        rows = self._joints(frames, torch.from_numpy(table).to(self.device)).cpu().numpy()
+        frames, boxes_there = frames_and_table(self.device, [images[index] for index in peopled], table)
+        rows = self._joints(frames, boxes_there).cpu().numpy()
         order = rows[:, -1].astype(np.int64)
         order = order[order >= 0]
         first = 0
@@ -122,11 +132,16 @@ class TopDownEstimator(Estimator):
 
     def _batch_joints(self, frames: Tensor, regions: Tensor, frame_index: Tensor) -> Tensor:
         """float32 [n, K, 3] of one batch of people."""
-        settings = self.settings
-        crops, matrices = self.model.crops(frames, regions, frame_index)
+        settings, count = self.settings, len(regions)
+        if settings.compiled:
+            # Few batch sizes, or everything is compiled anew: the last person is looked at once more.
+            repeats = padded_count(count, settings.people_per_batch) - count
+            regions = torch.cat([regions, regions[-1:].expand(repeats, -1)])
+            frame_index = torch.cat([frame_index, frame_index[-1:].expand(repeats)])
+        crops, matrices = self.model.crops(frames, regions, frame_index, self._dtype)
         decoding = None if settings.decoding == "model" else settings.decoding
         points, scores = self.model.estimate(crops, matrices, flip=settings.flip_test, decoding=decoding)
-        return torch.cat([points.float(), scores.float()[..., None]], dim=-1)
+        return torch.cat([points.float(), scores.float()[..., None]], dim=-1)[:count]
 
     def _kept(self, keypoints: Tensor, people: Tensor, boxes: Tensor, regions: Tensor, frame_index: Tensor) -> Tensor:
         """int64 [N]: the rows to keep by falling score, then -1; frames do not meddle with each other."""

@@ -19,7 +19,7 @@ from pyposeext.structures import Skeleton
 
 # The mean colour of ImageNet: after a model's normalisation it is 0, like the padding of a batch.
 GREY = (124, 116, 104)
-LOWER_BODY = ("hip", "knee", "ankle")
+LOWER_BODY = ("pelvis", "hip", "knee", "ankle")
 
 
 @dataclass(frozen=True)
@@ -76,42 +76,107 @@ def warp(
         least_visible: people of whose box a smaller share stays on the canvas become regions to ignore.
 
     Returns:
-        The canvas with the people that remain, boxes clipped to it, joints outside it not labelled.
+        The canvas with the people that remain, boxes clipped to it, joints outside it not labelled. Where the map
+        rotates, boxes of people with masks are the extent of these.
     """
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
+    whole = warp_boxes(sample.boxes, matrix)
+    boxes = _clipped(whole, size)
+    share: NDArray[np.float32] = (_area(boxes) / np.maximum(_area(whole), 1e-6)).astype(np.float32)
+    masks = None
+    if sample.masks is not None:
+        masks, share = _warp_masks(sample.masks, share, matrix, size)
+        if matrix[0, 1] or matrix[1, 0]:
+            boxes = _extents(masks)
+    keep = (share >= least_visible) & (boxes[:, 2:] - boxes[:, :2] >= 4).all(1)
+    ignore = np.concatenate([_clipped(whole[~keep], size), _clipped(warp_boxes(sample.ignore, matrix), size)])
+    return replace(
+        sample,
+        image=_warp_image(sample.image, matrix, size, backdrop),
+        boxes=boxes[keep],
+        keypoints=_warp_keypoints(sample.keypoints[keep], matrix, size, skeleton),
+        areas=(sample.areas[keep] * scale**2 * share[keep]).astype(np.float32),
+        ignore=ignore[_area(ignore) > 0],
+        masks=None if masks is None else masks[keep],
+        labels=None if sample.labels is None else sample.labels[keep],
+        pose_boxes=None,
+    )
+
+
+def _warp_image(
+    source: Any, matrix: NDArray[np.float64], size: tuple[int, int], backdrop: NDArray[np.uint8] | None
+) -> NDArray[np.uint8]:
     height, width = size
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-    method = cv2.INTER_AREA if scale < 0.5 else cv2.INTER_LINEAR
-    source: Any = sample.image
     if scale < 0.5:
         # warpAffine samples single source pixels: shrink first by a whole factor, or thin limbs alias away.
         factor = int(1 / scale)
-        source = cv2.resize(source, None, fx=1 / factor, fy=1 / factor, interpolation=method)
-        exact = np.array([sample.image.shape[1] / source.shape[1], sample.image.shape[0] / source.shape[0]])
-        image_matrix = np.column_stack([matrix[:, :2] * exact, matrix[:, 2] + matrix[:, :2] @ ((exact - 1) / 2)])
-    else:
-        image_matrix = matrix
+        large = source.shape
+        source = cv2.resize(source, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
+        exact = np.array([large[1] / source.shape[1], large[0] / source.shape[0]])
+        matrix = np.column_stack([matrix[:, :2] * exact, matrix[:, 2] + matrix[:, :2] @ ((exact - 1) / 2)])
     image = np.full((height, width, 3), GREY, np.uint8) if backdrop is None else backdrop.copy()
-    cv2.warpAffine(source, image_matrix, (width, height), image, cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
+    cv2.warpAffine(source, matrix, (width, height), image, cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
+    return image
 
-    keypoints = sample.keypoints.copy()
-    keypoints[:, :, :2] = keypoints[:, :, :2] @ matrix[:, :2].T.astype(np.float32) + matrix[:, 2].astype(np.float32)
+
+def _warp_keypoints(
+    keypoints: NDArray[np.float32], matrix: NDArray[np.float64], size: tuple[int, int], skeleton: Skeleton
+) -> NDArray[np.float32]:
+    moved = keypoints.copy()
+    moved[:, :, :2] = moved[:, :, :2] @ matrix[:, :2].T.astype(np.float32) + matrix[:, 2].astype(np.float32)
     if np.linalg.det(matrix[:, :2]) < 0:
-        keypoints = keypoints[:, list(skeleton.flip_order)]
-    outside = (keypoints[:, :, :2] < -0.5).any(2) | (keypoints[:, :, :2] > [width - 0.5, height - 0.5]).any(2)
-    keypoints[outside | (keypoints[:, :, 2] == NOT_LABELLED)] = 0
+        moved = moved[:, list(skeleton.flip_order)]
+    outside = (moved[:, :, :2] < -0.5).any(2) | (moved[:, :, :2] > [size[1] - 0.5, size[0] - 0.5]).any(2)
+    moved[outside | (moved[:, :, 2] == NOT_LABELLED)] = 0
+    return moved
 
-    whole = warp_boxes(sample.boxes, matrix)
-    boxes = whole.clip(0, [width, height, width, height]).astype(np.float32)
-    share = _area(boxes) / np.maximum(_area(whole), 1e-6)
-    keep = (share >= least_visible) & (boxes[:, 2:] - boxes[:, :2] >= 4).all(1)
-    ignore = np.concatenate([boxes[~keep], warp_boxes(sample.ignore, matrix)])
+
+def _warp_masks(
+    masks: NDArray[np.uint8], share: NDArray[np.float32], matrix: NDArray[np.float64], size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The masks [N, H, W] on the canvas, and which share of each is on it; `share` is that of the boxes [N]."""
+    height, width = size
+    moved = np.zeros((len(masks), height, width), np.uint8)
+    visible = np.zeros(len(masks), np.float32)
+    scale = abs(float(np.linalg.det(matrix[:, :2])))
+    for index, mask in enumerate(masks):
+        if share[index] > 0:
+            cv2.warpAffine(mask, matrix, (width, height), moved[index], cv2.INTER_NEAREST)
+            before = cv2.countNonZero(mask) * scale
+            # Counts of pixels before and after differ by their rounding.
+            visible[index] = min(cv2.countNonZero(moved[index]) / before, 1.0) if before else 0.0
+            if share[index] == 1 and visible[index] > 0:
+                visible[index] = 1.0
+    return moved, visible
+
+
+def _extents(masks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The boxes [N, 4] around the set pixels of masks [N, H, W]; zeros where there is none."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for box, mask in zip(boxes, masks, strict=True):
+        x, y, width, height = cv2.boundingRect(mask)
+        box[:] = x, y, x + width, y + height
+    return boxes
+
+
+def mirrored(sample: Sample, skeleton: Skeleton) -> Sample:
+    """The mirror image. The sides of boxes lie between pixels, as torchvision's training has it."""
+    width = sample.image.shape[1]
+    keypoints = sample.keypoints[:, list(skeleton.flip_order)]
+    keypoints[:, :, 0] = np.where(keypoints[:, :, 2] > 0, width - 1 - keypoints[:, :, 0], 0)
+    boxes, ignore = (
+        np.stack([width - each[:, 2], each[:, 1], width - each[:, 0], each[:, 3]], axis=1)
+        for each in (sample.boxes, sample.ignore)
+    )
     return replace(
         sample,
-        image=image,
-        boxes=boxes[keep],
-        keypoints=keypoints[keep],
-        areas=(sample.areas[keep] * scale**2 * share[keep]).astype(np.float32),
-        ignore=_on_canvas(ignore, size),
+        image=np.ascontiguousarray(sample.image[:, ::-1]),
+        boxes=boxes,
+        keypoints=keypoints,
+        ignore=ignore,
+        masks=None if sample.masks is None else np.ascontiguousarray(sample.masks[:, :, ::-1]),
+        pose_boxes=None,
     )
 
 
@@ -158,7 +223,7 @@ def random_mosaic(
     count = round(len(samples) ** 0.5)
     rows, columns = (_random_cuts(length, count, generator) for length in (height, width))
     canvas = np.empty((height, width, 3), np.uint8)
-    parts = []
+    parts: list[Sample] = []
     for index, sample in enumerate(samples):
         row, column = divmod(index, count)
         top, bottom, left, right = rows[row], rows[row + 1], columns[column], columns[column + 1]
@@ -167,7 +232,14 @@ def random_mosaic(
         part.keypoints[:, :, :2] += np.where(part.keypoints[:, :, 2:] > 0, [left, top], 0).astype(np.float32)
         part.boxes += np.array([left, top, left, top], np.float32)
         part.ignore += np.array([left, top, left, top], np.float32)
+        if part.masks is not None:
+            tile = part.masks
+            part.masks = np.zeros((len(tile), height, width), np.uint8)
+            part.masks[:, top:bottom, left:right] = tile
         parts.append(part)
+    people = [part for part in parts if len(part.boxes)]
+    masks = [part.masks for part in people if part.masks is not None]
+    labels = [np.ones(len(part.boxes), np.int64) if part.labels is None else part.labels for part in parts]
     return replace(
         samples[0],
         image=canvas,
@@ -175,11 +247,17 @@ def random_mosaic(
         keypoints=np.concatenate([part.keypoints for part in parts]),
         areas=np.concatenate([part.areas for part in parts]),
         ignore=np.concatenate([part.ignore for part in parts]),
+        # A canvas with somebody without mask has none, and trains the rest.
+        masks=np.concatenate(masks) if masks and len(masks) == len(people) else None,
+        labels=None if all(part.labels is None for part in parts) else np.concatenate(labels),
     )
 
 
 def random_appearance(sample: Sample, settings: Augmentation, generator: np.random.Generator) -> Sample:
-    """Changes colours and sharpness and covers parts of the canvas; joints under a patch become occluded."""
+    """Changes colours and sharpness and covers parts of the canvas.
+
+    Joints under a patch become occluded, and masks end there.
+    """
     image: Any = sample.image
     if generator.random() < settings.blur:
         factor = generator.uniform(0.4, 0.8)
@@ -187,10 +265,10 @@ def random_appearance(sample: Sample, settings: Augmentation, generator: np.rand
         image = cv2.resize(small, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
     if generator.random() < settings.colour:
         image = _change_colours(image, generator)
-    keypoints = sample.keypoints
+    sample = replace(sample, image=image)
     if len(sample.boxes) and generator.random() < settings.occlude:
-        image, keypoints = _cover(image, sample, generator)
-    return replace(sample, image=image, keypoints=keypoints)
+        return _cover(sample, generator)
+    return sample
 
 
 def _view_matrix(
@@ -272,11 +350,12 @@ def _change_colours(image: Any, generator: np.random.Generator) -> Any:
     return cv2.LUT(image, (table * 255).clip(0, 255).astype(np.uint8)[None])
 
 
-def _cover(
-    image: NDArray[np.uint8], sample: Sample, generator: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _cover(sample: Sample, generator: np.random.Generator) -> Sample:
     """Covers one to three spots on a person by a colour or by another piece of the canvas."""
-    image, keypoints = image.copy(), sample.keypoints.copy()
+    image, keypoints = sample.image.copy(), sample.keypoints.copy()
+    masks, areas = sample.masks, sample.areas
+    if masks is not None:
+        masks = masks.copy()
     height, width = image.shape[:2]
     box = sample.boxes[int(generator.integers(len(sample.boxes)))]
     for _ in range(int(generator.integers(1, 4))):
@@ -291,14 +370,18 @@ def _cover(
             image[y1 : y1 + h, x1 : x1 + w] = image[y0 : y0 + h, x0 : x0 + w].copy()
         inside = ((keypoints[:, :, :2] >= [x1, y1]) & (keypoints[:, :, :2] < [x1 + w, y1 + h])).all(2)
         keypoints[:, :, 2] = np.where(inside & (keypoints[:, :, 2] > 0), OCCLUDED, keypoints[:, :, 2])
-    return image, keypoints
+        if masks is not None:
+            masks[:, y1 : y1 + h, x1 : x1 + w] = 0
+    if masks is not None and sample.masks is not None:
+        before, after = (np.count_nonzero(each, axis=(1, 2)) for each in (sample.masks, masks))
+        areas = (areas * after / np.maximum(before, 1)).astype(np.float32)
+    return replace(sample, image=image, keypoints=keypoints, masks=masks, areas=areas)
 
 
 def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     return (boxes[:, 2] - boxes[:, 0]).clip(0) * (boxes[:, 3] - boxes[:, 1]).clip(0)
 
 
-def _on_canvas(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """The parts of boxes [N, 4] on a canvas (height, width), those without area left out."""
-    clipped = boxes.clip(0, [size[1], size[0], size[1], size[0]]).astype(np.float32)
-    return clipped[_area(clipped) > 0]
+def _clipped(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Boxes [N, 4] cut off at a canvas (height, width)."""
+    return boxes.clip(0, [size[1], size[0], size[1], size[0]]).astype(np.float32)

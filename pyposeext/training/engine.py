@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pyposeext.errors import InputError
 from pyposeext.training.average import MovingAverage
-from pyposeext.training.data import Batch
+from pyposeext.training.data import Batch, Images
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,19 @@ class Settings:
     Attributes:
         steps: optimizer steps.
         minutes: wall time of training; a resumed run goes on with what was left.
-        learning_rate: the top of the one-cycle schedule, for new layers.
+        optimizer: "adamw"; "adam", as it was published; or "sgd" with momentum.
+        learning_rate: the top of the schedule, for new layers.
         trunk_rate: the trunk's learning rate, as a share of that.
-        weight_decay: AdamW's, on weights of two dimensions or more.
-        warmup: share of the run over which the learning rate rises.
-        clip: the largest gradient norm.
-        average_decay: of the exponential moving average of the weights.
+        weight_decay: "adamw" leaves out parameters of fewer than two dimensions.
+        momentum: of "sgd".
+        schedule: "one_cycle", a rise over `warmup` and half a cosine down to a hundredth; or "steps", the same rate but
+            for `warmup_steps` and a tenth of it after each milestone.
+        warmup: share of the run over which the rate of "one_cycle" rises.
+        warmup_steps: over which the rate of "steps" rises in a straight line from a thousandth.
+        milestones: shares of the run.
+        accumulate: batches per optimizer step, whose gradients are averaged.
+        clip: the largest gradient norm; None for no limit.
+        average_decay: of the exponential moving average of the weights; 0 for none, the weights as they are.
         precision: of the forward pass; float16 needs a GPU.
         seed: decides data, initialisation of new layers and sampling.
         log_every: steps between lines of the log.
@@ -47,11 +54,17 @@ class Settings:
 
     steps: int | None = None
     minutes: float | None = None
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: float = 1e-3
     trunk_rate: float = 0.3
     weight_decay: float = 0.02
+    momentum: float = 0.9
+    schedule: Literal["one_cycle", "steps"] = "one_cycle"
     warmup: float = 0.05
-    clip: float = 5.0
+    warmup_steps: int = 0
+    milestones: tuple[float, ...] = ()
+    accumulate: int = 1
+    clip: float | None = 5.0
     average_decay: float = 0.998
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = 0
@@ -61,10 +74,15 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise InputError(f"exactly one of steps and minutes must be given, got {self.steps} and {self.minutes}")
-        for name in ("steps", "minutes", "learning_rate", "clip"):
+        for name in ("steps", "minutes", "learning_rate", "clip", "accumulate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be positive, got {value}")
+        for name, choices in (("optimizer", ("adamw", "adam", "sgd")), ("schedule", ("one_cycle", "steps"))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not all(0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise InputError(f"milestones must be rising shares of the run between 0 and 1, got {self.milestones}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +124,7 @@ class Trainer:
         self.rank, self.processes = 0, 1
         if distributed.is_initialized():
             self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
-        self.optimizer = torch.optim.AdamW(_groups(model, settings, trunk_prefix), betas=(0.9, 0.99))
+        self.optimizer = _optimizer(model, settings, trunk_prefix)
         self.average = MovingAverage(model, settings.average_decay)
         self.step = 0
         self.seconds = 0.0
@@ -124,11 +142,16 @@ class Trainer:
         assert self.settings.minutes is not None
         return min(self.seconds / (60 * self.settings.minutes), 1.0)
 
+    @property
+    def next_batch(self) -> int:
+        """The number of the batch that the next step begins with."""
+        return self.step * self.settings.accumulate
+
     def fit(self, data: Iterator[Batch], on_progress: Callable[[Progress], None] | None = None) -> None:
         """Trains to the end of the run.
 
         Args:
-            data: batches from number `self.step` on.
+            data: batches from number `self.next_batch` on.
             on_progress: called with every line of the log, by the first process only.
 
         Raises:
@@ -145,11 +168,10 @@ class Trainer:
         counted = samples = 0
         last = mark = checkpoint = time.monotonic()
         while self.fraction < 1.0:
-            images, targets = next(data)
-            losses = self._advance(images, targets)
+            losses, seen = self._advance(data)
             for name, value in losses.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
-            counted, samples = counted + 1, samples + len(images)
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
+            counted, samples = counted + 1, samples + seen
             now = time.monotonic()
             (self.seconds, stopped), last = self._agreed(self.seconds + now - last, interrupt.asked), now
             if self.step % self.settings.log_every == 0 or self.fraction >= 1.0:
@@ -175,8 +197,12 @@ class Trainer:
         self.save()
 
     def learning_rate(self) -> float:
-        """One cycle: a straight rise over the warm-up, then half a cosine down to a hundredth."""
+        """That of new layers in the next step; see `Settings.schedule`."""
         settings = self.settings
+        if settings.schedule == "steps":
+            rate = settings.learning_rate * 0.1 ** sum(share <= self.fraction for share in settings.milestones)
+            risen = min(self.step / settings.warmup_steps, 1.0) if settings.warmup_steps else 1.0
+            return rate * (0.001 * (1 - risen) + risen)
         if self.fraction < settings.warmup:
             return settings.learning_rate * max(self.fraction / settings.warmup, 0.02)
         position = (self.fraction - settings.warmup) / (1 - settings.warmup)
@@ -202,10 +228,12 @@ class Trainer:
     def _load(self) -> None:
         state = _read_checkpoint(self._checkpoint, self.device)
         free = ("steps", "minutes", "log_every", "checkpoint_minutes")
+        # Runs from before a setting existed were trained with its default.
+        stored = {field.name: state["settings"].get(field.name, field.default) for field in fields(Settings)}
         for name, value in asdict(self.settings).items():
-            if name not in free and state["settings"].get(name) != value:
+            if name not in free and stored[name] != value:
                 raise InputError(
-                    f"{self._checkpoint} was trained with {name} {state['settings'].get(name)}, asked for is {value}: "
+                    f"{self._checkpoint} was trained with {name} {stored[name]}, asked for is {value}: "
                     "give the same settings or another output folder"
                 )
         self.model.load_state_dict(state["model"])
@@ -214,28 +242,42 @@ class Trainer:
         self._scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
 
-    def _advance(self, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """One optimizer step."""
+    def _advance(self, data: Iterator[Batch]) -> tuple[dict[str, Tensor], int]:
+        """One optimizer step: its losses, in the mean over its batches, and how many images it saw."""
+        settings = self.settings
         # The samplers inside the model draw from torch's generator: a seed per step makes a resumed run the same.
-        torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * 4096 + self.rank)
+        torch.manual_seed((settings.seed * 1_000_003 + self.step) * 4096 + self.rank)
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        on_device = [image.to(self.device, non_blocking=True) for image in images]
-        wanted = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
-        kind = torch.float16 if self.settings.precision == "float16" else torch.bfloat16
-        with torch.autocast(self.device.type, dtype=kind, enabled=self.settings.precision != "float32"):
-            losses: dict[str, Tensor] = self._called(on_device, wanted)
-            total = torch.stack([value.float() for value in losses.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(total).backward()
+        sums: dict[str, Tensor] = {}
+        samples = 0
+        for _ in range(settings.accumulate):
+            images, targets = next(data)
+            for name, value in self._backward(images, targets).items():
+                sums[name] = sums[name] + value if name in sums else value
+            samples += len(images)
         self._scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        if settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.step += 1
         self.average.update(self.model, self.step)
-        return {**losses, "total": total}
+        return sums, samples
+
+    def _backward(self, images: Images, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Adds a batch's gradients; its share in the losses of the step."""
+        settings = self.settings
+        on_device = [image.to(self.device, non_blocking=True) for image in images]
+        wanted = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
+        kind = torch.float16 if settings.precision == "float16" else torch.bfloat16
+        with torch.autocast(self.device.type, dtype=kind, enabled=settings.precision != "float32"):
+            losses: dict[str, Tensor] = self._called(on_device, wanted)
+            total = torch.stack([value.float() for value in losses.values()]).sum()
+        self._scaler.scale(total / settings.accumulate).backward()
+        return {name: value.detach() / settings.accumulate for name, value in {**losses, "total": total}.items()}
 
     def _agreed(self, seconds: float, stopped: bool) -> tuple[float, bool]:
         """The first process's clock and wish to stop, so that all stop at the same step."""
@@ -277,13 +319,23 @@ class _HeldInterrupt:
         self.asked = True
 
 
+def _optimizer(model: nn.Module, settings: Settings, trunk_prefix: str) -> torch.optim.Optimizer:
+    groups = _groups(model, settings, trunk_prefix)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=settings.momentum)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99))
+
+
 def _groups(model: nn.Module, settings: Settings, trunk_prefix: str) -> list[dict[str, Any]]:
-    """Parameter groups: trunk or new layers, with weight decay (two dimensions or more) or without."""
+    """Parameter groups: trunk or new layers, with weight decay or without."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             trunk = bool(trunk_prefix) and name.startswith(trunk_prefix)
-            groups.setdefault((trunk, parameter.dim() > 1), []).append(parameter)
+            decays = parameter.dim() > 1 or settings.optimizer != "adamw"
+            groups.setdefault((trunk, decays), []).append(parameter)
     return [
         {
             "params": parameters,

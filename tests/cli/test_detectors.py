@@ -126,6 +126,29 @@ def test_track_with_an_onnx_graph(clip, pose_weights, tmp_path):
     assert all(np.allclose(frame.poses.boxes, [[8, 0, 40, 48]]) for frame in frames)
 
 
+def test_people_without_joints_are_tracked_with_their_masks(clip, tmp_path, capsys):
+    torch.manual_seed(0)
+    weights = tmp_path / "masks.safetensors"
+    save_model(weights, create_model("mask_rcnn_resnet18_fpn", **SMALL, num_classes=2), "float16")
+    options = ["--model", str(weights), "--estimator.score-threshold", "0", *FAINT]
+    assert main(["track", str(clip), "-o", str(tmp_path / "out"), *options, *QUIET]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"clip.coco.json", "clip.csv", "clip.mp4", "clip.timeline.png", "run.toml"}
+    content = json.loads((tmp_path / "out" / "clip.coco.json").read_text())
+    assert content["categories"][0]["keypoints"] == []
+    assert content["annotations"]
+    for annotation in content["annotations"]:
+        assert annotation["segmentation"]["size"] == [48, 64]
+        assert annotation["keypoints"] == []
+    capsys.readouterr()
+    for more, sentence in (
+        (["--formats", "posetrack"], "takes coco17 or posetrack18 joints, got 'none'"),
+        (["--detector", "default"], "detector must be None with a model that finds no joints"),
+    ):
+        code = main(["track", str(clip), "-o", str(tmp_path / "other"), *options[:2], *more, *QUIET])
+        assert sentence in sentence_of(capsys, code)
+
+
 def test_detectors_that_are_none(clip, boxes, pose_weights, tmp_path, capsys):
     (tmp_path / "broken.json").write_text("[")
     (tmp_path / "fields.json").write_text('[{"image_id": 1}]')

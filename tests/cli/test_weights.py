@@ -38,7 +38,10 @@ def test_get(published, capsys, progress):
         assert f"source_sha256: {DIGEST}" in out
         assert "nobody has verified" not in out
         assert main(["weights", "get", "small-unknown", "--progress", "none"]) == 0
-        assert f"so nobody has verified that of the file: {DIGEST}" in capsys.readouterr().out
+        assert (
+            f"no SHA-256 of small-unknown is known, so nobody has verified this one: {DIGEST}"
+            in capsys.readouterr().out
+        )
     if progress == "bar":
         assert "small-known" in err
     else:
@@ -120,6 +123,7 @@ def test_convert_and_remove(published, tmp_path, capsys):
     assert main(["weights", "verify", str(target)]) == 0
     assert "arguments: {'width': 5}" in capsys.readouterr().out
     assert main(["weights", "convert", str(tmp_path / "a.pth"), "--checkpoint", "small-page", *width]) == 0
+    assert "no SHA-256 of small-page is known, so nobody has verified this one" in capsys.readouterr().out
     assert main(["weights", "verify", "small-page"]) == 0
     capsys.readouterr()
     assert main(["weights", "remove", "small-page"]) == 0

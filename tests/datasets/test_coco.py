@@ -9,9 +9,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from pyposeext.datasets import CocoKeypoints, open_dataset
 from pyposeext.errors import InputError
+from pyposeext.io.rle import encode_mask
 from pyposeext.skeletons import COCO17
 
 
@@ -93,6 +95,74 @@ def test_other_joints_make_a_skeleton_with_flip_pairs(tmp_path: Path) -> None:
     assert dataset.person_category == 4
 
 
+def test_masks_of_every_encoding_and_all_categories(tmp_path: Path) -> None:
+    square = np.zeros((40, 60), np.uint8)
+    square[4:14, 6:16] = 1
+    runs = [6 * 40 + 4, *[10, 30] * 9, 10, 60 * 40 - (15 * 40 + 14)]
+    polygon = [[6, 4, 16, 4, 16, 14, 6, 14]]
+    annotations = [
+        person(1, [6, 4, 10, 10], segmentation=polygon, area=100),
+        person(2, [6, 4, 10, 10], segmentation={"size": [40, 60], "counts": runs}),
+        {**person(3, [6, 4, 10, 10], segmentation=encode_mask(square)), "category_id": 18, "keypoints": []},
+        person(4, [6, 4, 10, 10], iscrowd=1, segmentation={"size": [40, 60], "counts": runs}),
+    ]
+    path = write_set(tmp_path, annotations)
+    sample = CocoKeypoints(path, tmp_path / "images", masks=True, categories="all").sample(1)
+    assert sample.labels is not None
+    assert sample.labels.tolist() == [1, 1, 18]
+    assert sample.masks is not None
+    assert sample.masks.dtype == np.uint8
+    assert all(np.array_equal(mask, square) for mask in sample.masks)
+    assert len(sample.ignore) == 1
+    assert not sample.keypoints[2].any()
+
+    people = CocoKeypoints(path, tmp_path / "images", masks=True)
+    sample = people.sample(1)
+    assert (len(sample.boxes), sample.labels) == (2, None)
+    assert sample.masks is not None
+    assert sample.masks.shape == (2, 40, 60)
+    empty = people.sample(0).masks
+    assert empty is not None
+    assert empty.shape == (0, 40, 60)
+    assert CocoKeypoints(path, tmp_path / "images").sample(1).masks is None
+
+
+def test_an_image_with_somebody_without_mask_has_none(tmp_path: Path) -> None:
+    polygon = [[6, 4, 16, 4, 16, 14]]
+    path = write_set(tmp_path, [person(1, [0, 0, 9, 9], segmentation=polygon), person(2, [0, 0, 9, 9])])
+    assert CocoKeypoints(path, tmp_path / "images", masks=True).sample(1).masks is None
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [60, 40], "counts": [2400]}, r"must be of an image of \[40, 60\], got \[60, 40\]"),
+        ({"size": [40, 60], "counts": [7]}, "must have runs over 2400 pixels"),
+        ({"size": [40, 60], "counts": "no runs"}, r"must be run lengths of an image of \[40, 60\]"),
+        ([[1, 2, 3, 4]], "must hold polygons of three or more points"),
+        ("round", "must be polygons or run lengths, got str"),
+    ],
+)
+def test_wrong_masks_are_named(tmp_path: Path, segmentation: Any, message: str) -> None:
+    path = write_set(tmp_path, [person(7, [0, 0, 9, 9], segmentation=segmentation)])
+    with pytest.raises(InputError, match=f"annotation 7: segmentation {message}"):
+        CocoKeypoints(path, tmp_path / "images", masks=True).sample(1)
+
+
+def test_labels_refer_to_the_pixels_as_stored(tmp_path: Path) -> None:
+    path = write_set(tmp_path, [person(1, [0, 0, 30, 40])])
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:, :30] = (255, 0, 0)
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # "turn by a quarter"
+    with (tmp_path / "images/seven.png").open("wb") as file:
+        Image.fromarray(picture).save(file, "JPEG", exif=orientation, quality=95)
+    image = CocoKeypoints(path, tmp_path / "images").sample(1).image
+    assert image.shape == (40, 60, 3)
+    assert image[20, 10, 0] > 240
+    assert image[20, 50, 0] < 15
+
+
 def test_wrong_input_is_one_clear_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"annotations .*none.json.* cannot be read: No such file"):
         CocoKeypoints(tmp_path / "none.json")
@@ -103,6 +173,8 @@ def test_wrong_input_is_one_clear_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="COCO lists images, annotations and categories"):
         CocoKeypoints(tmp_path / "list.json")
     path = write_set(tmp_path, [person(1, [0, 0, 9, 9], keypoints=[1, 2, 2])])
+    with pytest.raises(InputError, match="categories must be 'people' or 'all', got 'cars'"):
+        CocoKeypoints(path, categories="cars")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="images must be a folder"):
         CocoKeypoints(path, tmp_path / "nowhere")
     dataset = CocoKeypoints(path, tmp_path / "images")
@@ -127,3 +199,26 @@ def test_the_real_miniature(test_data: Path) -> None:
     assert sum(len(sample.boxes) for sample in samples) + sum(len(sample.ignore) for sample in samples) == 172
     assert sum(len(sample.ignore) for sample in samples) == 5
     assert sum(int((sample.keypoints[:, :, 2] > 0).any(1).sum()) for sample in samples) == 86
+
+
+def test_the_masks_of_the_real_miniature(test_data: Path) -> None:
+    root = test_data / "pose2d/coco_mini"
+    path = root / "annotations/instances_train2017.json"
+    dataset = CocoKeypoints(path, root / "train2017", masks=True, categories="all")
+    labels, misses = set(), []
+    for index in range(0, len(dataset), 8):
+        sample = dataset.sample(index)
+        assert sample.masks is not None
+        assert sample.labels is not None
+        labels |= set(sample.labels.tolist())
+        counts = sample.masks.sum((1, 2), dtype=float)
+        # COCO's area is that of the polygon, ours that of its pixels.
+        assert counts == pytest.approx(sample.areas, rel=0.05, abs=40)
+        for mask, box in zip(sample.masks, sample.boxes, strict=True):
+            rows, columns = np.nonzero(mask)
+            extent = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            misses.append(abs(extent - box).max())
+    # Thin ends of a polygon, as fingers and leashes, set no pixel.
+    assert np.percentile(misses, 85) < 1
+    assert {1, 18} <= labels
+    assert max(labels) > 60

@@ -1,4 +1,4 @@
-"""COCO's average precision on real files with known results, and on two made-up images."""
+"""COCO's average precision on real files with known results, and on made-up images."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ import numpy as np
 import pytest
 
 from pyposeext.errors import InputError
+from pyposeext.io.rle import encode_mask
 from pyposeext.metrics import CocoEvaluation
 
 # What pycocotools gives; round-off in the last place differs between implementations of the same definition.
 BOXES = [0.5045806987, 0.6969727247, 0.5729816670, 0.5856257209, 0.5193996948, 0.5013978986, 0.3868127796, 0.5936795763]
 BOXES += [0.5953529829, 0.6398109626, 0.5664205979, 0.5642905983]
+MASKS = [0.3195452758, 0.5622883973, 0.2989265341, 0.3873740316, 0.3101827240, 0.3269339071, 0.2682297226, 0.4154486812]
+MASKS += [0.4168394992, 0.4694498623, 0.3767592266, 0.3814715100]
 ONE_IMAGE = [0.5048844884, 0.7227722772, 0.6336633663, 0.4663366337, 0.7504950495, 0.5181818182, 0.7272727273]
 ONE_IMAGE += [0.6363636364, 0.4666666667, 0.75]
 FOUR_IMAGES = [0.8608896054, 0.9931454684, 0.9108910891, 0.7755775578, 0.9372524752, 0.875, 1.0, 0.9166666667, 0.78]
 FOUR_IMAGES += [0.9428571429]
 PERTURBED = [0.5003595002, 0.8630363036, 0.4669966997, 0.4247524752, 0.6194837341, 0.5833333333, 0.9166666667]
 PERTURBED += [0.5833333333, 0.44, 0.6857142857]
+PERTURBED_FOURTEEN = [0.4455146943, 0.7719943423, 0.4099009901, *PERTURBED[3:]]
 SHIFTED_BOXES = [0.7, 1, 1, 0.7, 0.7, 0.7, 0.2, 0.7, 0.7, 0.7, 0.7, 0.7]
 
 
@@ -29,6 +33,7 @@ SHIFTED_BOXES = [0.7, 1, 1, 0.7, 0.7, 0.7, 0.2, 0.7, 0.7, 0.7, 0.7, 0.7]
     ("kind", "truth", "results", "expected"),
     [
         ("boxes", "instances_val2014_100.json", "instances_val2014_fakebbox100_results.json", BOXES),
+        ("masks", "instances_val2014_100.json", "instances_val2014_fakesegm100_results.json", MASKS),
         ("keypoints", "keypoints_one_image_gt.json", "keypoints_one_image_dt.json", ONE_IMAGE),
         ("keypoints", "example_coco_val.json", "example_coco_preds.json", FOUR_IMAGES),
     ],
@@ -39,15 +44,35 @@ def test_real_files(test_data: Path, kind: Any, truth: str, results: str, expect
     assert list(evaluation.compute().values()) == pytest.approx(expected, abs=1e-9)
 
 
-def test_perturbed_people(test_data: Path) -> None:
+def people_moved(test_data: Path, scale: list[float], only_labelled: bool) -> list[float]:
+    """COCO's figures of the labelled people themselves, x and y multiplied, with falling scores."""
     truth = json.loads((test_data / "reference/example_coco_val.json").read_text())
     evaluation = CocoEvaluation(truth, "keypoints")
-    people = [annotation for annotation in truth["annotations"] if annotation["num_keypoints"] > 0]
-    assert len(people) == 12
+    people = [each for each in truth["annotations"] if each["num_keypoints"] > 0 or not only_labelled]
+    assert len(people) == 12 if only_labelled else 14
     for index, annotation in enumerate(people):
-        points = np.reshape(annotation["keypoints"], (1, 17, 3)) * [0.98, 1.02, 1]
+        points = np.reshape(annotation["keypoints"], (1, 17, 3)) * [*scale, 1]
         evaluation.update(annotation["image_id"], [0.99 - 0.01 * index], keypoints=points)
-    assert list(evaluation.compute().values()) == pytest.approx(PERTURBED, abs=1e-9)
+    return list(evaluation.compute().values())
+
+
+def test_perturbed_people(test_data: Path) -> None:
+    assert people_moved(test_data, [0.98, 1.02], True) == pytest.approx(PERTURBED, abs=1e-9)
+    assert people_moved(test_data, [0.98, 1.02], False) == pytest.approx(PERTURBED_FOURTEEN, abs=1e-9)
+
+
+def test_the_labelled_people_are_perfect(test_data: Path) -> None:
+    assert people_moved(test_data, [1, 1], True) == [1] * 10
+
+
+def test_people_without_joints_count_against_equal_scores(test_data: Path) -> None:
+    truth = json.loads((test_data / "reference/example_coco_val.json").read_text())
+    evaluation = CocoEvaluation(truth, "keypoints")
+    for annotation in truth["annotations"]:
+        evaluation.update(annotation["image_id"], [1.0], keypoints=np.reshape(annotation["keypoints"], (1, 17, 3)))
+    result = evaluation.compute()
+    assert result["AP"] == pytest.approx(0.8939179632, abs=1e-9)
+    assert (result["APm"], result["APl"]) == (1, 1)
 
 
 def test_shifted_boxes(test_data: Path) -> None:
@@ -112,3 +137,35 @@ def test_unknown_images_and_unequal_lengths_are_refused() -> None:
         evaluation.update(7, [0.5], boxes=[[0, 0, 1, 1]])
     with pytest.raises(InputError, match="one row per person, got 1 and 2"):
         evaluation.update(1, [0.5, 0.4], boxes=[[0, 0, 1, 1]])
+    with pytest.raises(InputError, match="result 0 must hold image_id, category_id, score, bbox, but has no bbox"):
+        evaluation.add_results([{"image_id": 1, "category_id": 1, "score": 0.5, "keypoints": []}])
+    with pytest.raises(InputError, match="truth must have masks, but annotation 1 has none"):
+        CocoEvaluation(two_images(), "masks")
+    with pytest.raises(InputError, match="kind must be 'boxes', 'masks' or 'keypoints', got 'segm'"):
+        CocoEvaluation(two_images(), "segm")  # type: ignore[arg-type]
+
+
+def test_masks_in_every_encoding() -> None:
+    truth = two_images()
+    polygon = [[5, 15, 35, 15, 35, 60, 5, 60]]
+    mask = np.zeros((100, 100), np.uint8)
+    mask[15:60, 5:35] = 1
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = polygon
+    runs = [5 * 100 + 15, *[45, 55] * 29, 45, 100 * 100 - (34 * 100 + 60)]
+    half = mask * (np.arange(100) < 37.5)[:, None]
+    for masks in (polygon, {"size": [100, 100], "counts": runs}, encode_mask(mask)):
+        evaluation = CocoEvaluation(truth, "masks")
+        # The box, which is much larger than the mask, is not looked at.
+        row = {"category_id": 1, "score": 0.9, "segmentation": masks, "bbox": [0, 0, 99, 99]}
+        evaluation.add_results([{"image_id": image, **row} for image in (1, 2)])
+        result = evaluation.compute()
+        assert result["AP"] == result["APs"] == 1
+        assert result["APl"] == -1
+    evaluation = CocoEvaluation(truth, "masks")
+    evaluation.update(1, [0.9], masks=[encode_mask(half)])
+    evaluation.update(2, [0.9], masks=[polygon])
+    # An overlap of 23 / 45 counts at 0.5 alone.
+    assert evaluation.compute()["AR100"] == pytest.approx((10 + 1) / 20)
+    with pytest.raises(InputError, match="segmentation must be of an image of"):
+        evaluation.update(1, [0.9], masks=[encode_mask(mask[:50])])

@@ -156,6 +156,7 @@ def test_files_that_must_be_fetched_by_hand(published, tmp_path):
     (tmp_path / "a.pth").write_bytes(CONTENT)
     convert_checkpoint(tmp_path / "a.pth", None, cached_weights_path("small-page"), checkpoint="small-page")
     assert weights_of_model("small_linear") == weights_file("small-page") == cached_weights_path("small-page")
+    assert get_weights("small-page")["source_sha256"] == DIGEST
 
 
 def test_which_file_is_converted(published, tmp_path):

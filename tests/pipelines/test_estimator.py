@@ -11,6 +11,7 @@ from pyposeext.errors import InputError
 from pyposeext.io.weights import save_weights
 from pyposeext.models import create_model
 from pyposeext.models.weights import save_model
+from pyposeext.pipelines.inputs import InputImage
 from pyposeext.pipelines.loading import load
 from pyposeext.pipelines.rcnn import RCNNEstimator
 from pyposeext.pipelines.settings import EstimatorSettings
@@ -115,6 +116,38 @@ def test_a_weight_file_says_what_model_it_is_of(weights):
     poses = estimator.image(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
     assert poses.keypoints.shape[1:] == (17, 3)
     assert ((poses.keypoints[..., 2] >= 0) & (poses.keypoints[..., 2] <= 1)).all()
+
+
+@pytest.mark.parametrize("pose_from", ["features", "crops"])
+def test_images_of_one_pixel_and_crowds_of_given_boxes(weights, pose_from):
+    settings = EstimatorSettings(pose_from, score_threshold=0.0, people_per_batch=40, crop_height=64, crop_width=64)
+    estimator = pyposeext.load(weights, "cpu", settings=settings)
+    poses = estimator.image(np.zeros((1, 1, 3), np.uint8))
+    assert np.isfinite(poses.keypoints).all()
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    corners = np.random.default_rng(0).uniform(0, 40, (90, 2))
+    boxes = np.concatenate([corners, corners + np.array([25, 40])], axis=1)
+    crowd = estimator.image(image, boxes)
+    np.testing.assert_allclose(estimator.image(image, boxes[40:42]).keypoints, crowd.keypoints[40:42], atol=1e-3)
+
+
+@pytest.mark.parametrize("pose_from", ["features", "crops"])
+def test_a_batch_of_frames_gives_the_same_as_one_by_one(weights, pose_from):
+    images = np.random.default_rng(0).integers(0, 255, (3, 90, 120, 3), np.uint8)
+    estimator = pyposeext.load(weights, "cpu", settings=EstimatorSettings(pose_from=pose_from, score_threshold=0.0))
+    with torch.inference_mode():
+        together = estimator._people([InputImage(image, n) for n, image in enumerate(images)], 0.0, tracked=False)
+    assert sum(map(len, together)) > 0
+    for poses, image in zip(together, images, strict=True):
+        alone = estimator.image(image)
+        np.testing.assert_allclose(poses.boxes, alone.boxes, atol=1e-3)
+        np.testing.assert_allclose(poses.keypoints, alone.keypoints, atol=1e-2)
+        np.testing.assert_allclose(poses.scores, alone.scores, atol=1e-5)
+
+
+def test_scores_of_given_boxes_are_the_peoples():
+    poses = RCNNEstimator(BrightSpotModel()).image(spot((200, 100, 280, 300)), [[190, 90, 290, 310]], [0.4])
+    assert poses.scores.tolist() == pytest.approx([0.4])
 
 
 def test_what_cannot_be_loaded_is_one_sentence(weights, tmp_path, monkeypatch):

@@ -11,7 +11,9 @@ from pyposeext import ops
 from pyposeext.errors import InputError
 from pyposeext.models import create_model, register_model, registry
 from pyposeext.models.weights import save_model
+from pyposeext.pipelines.acceleration import accelerated
 from pyposeext.pipelines.detectors import ModelDetector
+from pyposeext.pipelines.inputs import frames_and_table
 from pyposeext.pipelines.rcnn import RCNNEstimator
 from pyposeext.pipelines.settings import EstimatorSettings
 from pyposeext.pipelines.top_down import TopDownEstimator
@@ -48,6 +50,21 @@ def test_scores_are_the_boxes_times_the_mean_of_the_joints():
     scored = estimator_of().image(image, boxes, [0.5, 0.9, 0.7])
     np.testing.assert_allclose(scored.scores, alone.scores * [0.5, 0.9, 0.7], rtol=1e-5)
     np.testing.assert_array_equal(scored.boxes, boxes)
+
+
+def test_tracked_people_have_the_scores_of_their_boxes():
+    estimator = estimator_of(GivenBoxes(boxes_around(CENTRES[:2]), [0.6, 0.9]))
+    poses, _ = estimator.step(blob(CENTRES))
+    np.testing.assert_allclose(sorted(poses.scores), [0.6, 0.9], rtol=1e-6)
+    np.testing.assert_array_less(sorted(estimator.image(blob(CENTRES)).scores), [0.6, 0.9])
+
+
+def test_one_person_found_twice_is_one():
+    boxes = np.concatenate([boxes_around(CENTRES[:1]), boxes_around(CENTRES[:1], (24, 32))])
+    estimator = estimator_of(GivenBoxes(boxes, [0.9, 0.8]), oks_threshold=1.0)
+    assert len(estimator.image(blob(CENTRES))) == 1
+    # What COCO's protocol does with the same boxes is another matter.
+    assert len(estimator.people_in(blob(CENTRES), boxes, [0.9, 0.8])) == 2
 
 
 def test_scores_are_clamped_to_one():
@@ -130,7 +147,7 @@ def test_a_batch_of_frames_gives_the_same_as_one_by_one():
         return [InputImage(image, n) for n, image in enumerate(chosen)]
 
     estimator = estimator_of(GivenBoxes(find=find))
-    together = estimator._people(inputs(images), 0.3)
+    together = estimator._people(inputs(images), 0.3, tracked=False)
     assert [len(poses) for poses in together] == [1, 1, 1, 0]
     for poses, image in zip(together, images, strict=True):
         alone = estimator.image(image)
@@ -313,3 +330,26 @@ def test_heatmaps_without_numbers_leave_nobody_but_given_boxes_their_rows():
 def test_wrong_settings(arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         EstimatorSettings(**arguments)
+
+
+def test_frames_and_boxes_travel_together():
+    images = [np.random.default_rng(seed).integers(0, 256, (7, 5, 3), np.uint8) for seed in range(2)]
+    table = np.arange(18, dtype=np.float64).reshape(3, 6)
+    frames, boxes = frames_and_table(torch.device("meta"), images, table)
+    assert (frames.shape, frames.dtype, boxes.shape, boxes.dtype) == ((2, 7, 5, 3), torch.uint8, (3, 6), torch.float64)
+    frames, boxes = frames_and_table(torch.device("cpu"), images, table)
+    np.testing.assert_array_equal(frames.numpy(), images)
+    np.testing.assert_array_equal(boxes.numpy(), table)
+
+
+def test_compiled_and_half_precision_models_find_the_same_joints():
+    image, boxes = blob(CENTRES), boxes_around(CENTRES)
+    expected = estimator_of().image(image, boxes)
+    model = accelerated(bright_pose_model(), torch.device("cpu"), "bfloat16")
+    half = estimator_of(model=model).image(image, boxes)
+    # A pixel of the heatmap is 6.25 of the image, and equal neighbours decide the quarter offset.
+    np.testing.assert_allclose(half.keypoints[..., :2], expected.keypoints[..., :2], atol=6.5)
+    np.testing.assert_allclose(half.scores, expected.scores, atol=0.01)
+    # Padding: three people become four, and the fourth is dropped.
+    padded = estimator_of(compiled=True).image(image, boxes)
+    np.testing.assert_array_equal(padded.keypoints, expected.keypoints)

@@ -74,7 +74,7 @@ def test_joints_are_mapped_by_name_and_large_images_shrunk() -> None:
     numbers = BatchStream(
         [OnePose()], [1], COCO17, batch_size=1, canvases=[(64, 64)], settings=Augmentation(), longest=500
     )
-    loaded = numbers._load(0)
+    loaded = numbers._cache.load(0)
     assert loaded.image.shape == (250, 500, 3)
     assert loaded.boxes.tolist() == [[350, 150, 450, 250]]
     assert loaded.keypoints[0, COCO17.names.index("left_wrist")].tolist() == [399.75, 199.75, 2]
@@ -87,8 +87,8 @@ def test_weights_decide_how_often_a_set_is_drawn(tmp_path: Path) -> None:
     only = BatchStream([one, other], [1, 0], COCO17, **arguments)
     for number in range(6):
         only[number]
-    assert only._cache
-    assert all(only._owner[index] == 0 for index in only._cache if only._probability[index] > 0)
+    assert only._cache._samples
+    assert all(only._cache.owner[index] == 0 for index in only._cache._samples if only._probability[index] > 0)
     for wrong in ([1], [0, 0], [1, -1]):
         with pytest.raises(InputError, match="weight"):
             BatchStream([one, other], wrong, COCO17, **arguments)

