@@ -86,7 +86,7 @@ def evaluate(
         on_image: called after every image with its number.
 
     Raises:
-        InputError: a data set of other joints than the model's.
+        InputError: a data set that cannot judge a top-down model's joints.
     """
     training = model.training
     model.eval()
@@ -130,8 +130,8 @@ def _kinds(model: Any, dataset: CocoKeypoints, people_only: bool) -> list[Kind]:
     judged = [each for each in dataset.content["annotations"] if not people_only or each.get("category_id") == person]
     if model.has_masks and all(each.get("segmentation") for each in judged):
         kinds.append("masks")
-    if model.has_keypoints and any("keypoints" in each for each in judged):
-        _check_joints(model, dataset)
+    labelled = any("keypoints" in each for each in judged)
+    if model.has_keypoints and labelled and not _joint_problem(model, dataset):
         kinds.append("keypoints")
     return kinds
 
@@ -149,7 +149,9 @@ def _evaluate_top_down(
     settings: EstimatorSettings,
     on_image: OnImage | None,
 ) -> Evaluation:
-    _check_joints(model, dataset)
+    problem = _joint_problem(model, dataset)
+    if problem:
+        raise InputError(problem)
     device = next(model.parameters()).device
     estimator = TopDownEstimator(model, settings, device)
     rows: list[dict[str, Any]] = []
@@ -179,11 +181,13 @@ def _detected_boxes(detector: Detector, sample: Sample) -> Detections:
     return found.best(-np.inf, len(found.boxes))
 
 
-def _check_joints(model: Any, dataset: CocoKeypoints) -> None:
+def _joint_problem(model: Any, dataset: CocoKeypoints) -> str:
+    """Why the data set cannot judge the model's joints, "" where it can."""
     if model.skeleton.names != dataset.skeleton.names:
-        raise InputError(
+        return (
             f"data must label the model's {len(model.skeleton)} joints ({model.skeleton.name}), "
             f"got the {len(dataset.skeleton)} of {dataset.name}"
         )
     if not dataset.skeleton.sigmas:
-        raise InputError(f"data must have joints with OKS constants, but {dataset.name} has COCO's layout alone")
+        return f"data must have joints with OKS constants, but those of {dataset.name} have none"
+    return ""

@@ -17,19 +17,26 @@ from pyposeext.io.rle import encode_segmentation
 from pyposeext.models import create_model
 from pyposeext.pipelines.detectors import Detections
 from pyposeext.pipelines.evaluation import evaluate
-from pyposeext.skeletons import COCO17
+from pyposeext.skeletons import COCO17, LSP14
+from pyposeext.structures import Skeleton
 from tests.training.generated import write_people
 
 
 class Oracle(nn.Module):
     """Gives the truth of the images of a data set in their order, moved by `shift` pixels; labels are as asked for."""
 
-    has_masks, skeleton = True, COCO17
+    skeleton: Skeleton = COCO17
 
     def __init__(
-        self, dataset: CocoKeypoints, shift: float = 0.0, num_classes: int = 2, keypoints: bool = True
+        self,
+        dataset: CocoKeypoints,
+        shift: float = 0.0,
+        num_classes: int = 2,
+        keypoints: bool = True,
+        masks: bool = True,
     ) -> None:
         super().__init__()
+        self.has_masks = masks
         self.weight = nn.Parameter(torch.zeros(1))
         self.num_classes, self.has_keypoints = num_classes, keypoints
         self.shift = shift
@@ -37,7 +44,7 @@ class Oracle(nn.Module):
         self.next = 0
 
     def forward(self, images: list[Tensor], masks: str = "soft") -> list[dict[str, Any]]:
-        assert masks == "rle"
+        assert masks == ("rle" if self.has_masks else "soft")
         assert not self.training
         (image,) = images
         assert image.shape[0] == 3
@@ -48,7 +55,7 @@ class Oracle(nn.Module):
         sides = torch.tensor([each["bbox"] for each in people]).reshape(-1, 4)
         boxes = torch.cat([sides[:, :2], sides[:, :2] + sides[:, 2:]], dim=1) + self.shift
         points = torch.tensor([each.get("keypoints", [0] * 51) for each in people]).reshape(-1, 17, 3).float()
-        encoded = [encode_segmentation(each["segmentation"], 96, 96) for each in people]
+        encoded = [encode_segmentation(each.get("segmentation", []), 96, 96) for each in people]
         found = {
             "boxes": boxes,
             "labels": torch.tensor([each["category_id"] for each in people], dtype=torch.int64),
@@ -112,11 +119,23 @@ def test_categories_count_where_the_model_has_them(dataset: CocoKeypoints, tmp_p
     assert few.compute()["boxes"]["AP"] < 1
 
 
+def test_what_is_no_person_needs_no_mask_where_people_alone_count(dataset: CocoKeypoints, tmp_path: Path) -> None:
+    both = with_a_dog(tmp_path / "set")
+    oracle = Oracle(dataset)
+    del both.content["annotations"][0]["segmentation"]
+    assert evaluate(oracle, both).compute()["masks"]["AP"] == 1
+    assert "masks" not in evaluate(Oracle(dataset, num_classes=91), both).compute()
+
+
 def test_only_what_both_know_is_measured(dataset: CocoKeypoints, tmp_path: Path) -> None:
     assert list(evaluate(Oracle(dataset, keypoints=False), dataset).compute()) == ["boxes", "masks"]
     for annotation in dataset.content["annotations"]:
         del annotation["keypoints"]
     assert list(evaluate(Oracle(dataset, keypoints=False), dataset).compute()) == ["boxes", "masks"]
+    other = write_people(tmp_path / "other", count=1)
+    oracle = Oracle(other, masks=False)
+    oracle.skeleton = LSP14
+    assert list(evaluate(oracle, other).compute()) == ["boxes"]
 
 
 class Boxes:

@@ -64,6 +64,11 @@ def test_a_top_down_model_from_an_imagenet_trunk_to_weights(tmp_path: Path, caps
     assert torch.allclose(model.trunk.conv1.weight, trunk.conv1.weight, atol=1e-5)
     settings = torch.load(output / "checkpoint.pt", weights_only=True)["settings"]
     assert (settings["optimizer"], settings["learning_rate"], settings["schedule"]) == ("adam", 1e-6, "steps")
+    # The same command with more steps goes on.
+    arguments[arguments.index("--steps") + 1] = "3"
+    assert main(arguments) == 0
+    lines = [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()]
+    assert lines == [2, 3]
 
 
 def test_a_mask_rcnn_by_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
