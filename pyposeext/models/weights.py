@@ -122,8 +122,11 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], what: str)
 def state_dict_differences(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
     """What is missing, too much or of another shape in a state dict, one phrase each; empty where it fits."""
     own = model.state_dict()
-    # Batch norms count their batches for nobody: checkpoints may leave the counters out.
+    # Batch norms count their batches for nobody: checkpoints may leave the counters out, and frozen norms ignore them.
     missing = [name for name in own if name not in state_dict and not name.endswith("num_batches_tracked")]
+    unknown = [
+        name for name in state_dict if name not in own and name.replace("num_batches_tracked", "running_var") not in own
+    ]
     shapes = [
         f"{name} is {list(state_dict[name].shape)}, not {list(value.shape)}"
         for name, value in own.items()
@@ -131,7 +134,7 @@ def state_dict_differences(model: nn.Module, state_dict: Mapping[str, Tensor]) -
     ]
     return [
         *(f"{name} is missing" for name in missing),
-        *(f"{name} is not of this model" for name in state_dict if name not in own),
+        *(f"{name} is not of this model" for name in unknown),
         *shapes,
     ]
 

@@ -10,7 +10,7 @@ from pyposeext.errors import InputError
 from pyposeext.layers.efficientnet_lite import EfficientNetLite0, convert_efficientnet_lite0
 from pyposeext.layers.fpn import FeaturePyramid, LightFeaturePyramid
 from pyposeext.layers.normalization import FrozenBatchNorm2d
-from pyposeext.layers.resnet import ResNet
+from pyposeext.layers.resnet import ResNet, resnet_stage
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,40 @@ def test_resnet_with_frozen_norms_counts_its_buffers():
 def test_resnet_freezes_stages(stages, trains):
     trunk = ResNet(18, trainable_stages=stages)
     assert {name.split(".")[0] for name, p in trunk.named_parameters() if p.requires_grad} == trains
+
+
+def test_resnet_with_the_stride_on_the_first_convolution():
+    torch.manual_seed(0)
+    late = ResNet(50).eval()
+    early = ResNet(50, stride_in_1x1=True).eval()
+    early.load_state_dict(late.state_dict())
+    for trunk, strides in ((late, ((1, 1), (2, 2))), (early, ((2, 2), (1, 1)))):
+        for stage in (trunk.layer2, trunk.layer3, trunk.layer4):
+            assert (stage[0].conv1.stride, stage[0].conv2.stride) == strides
+            assert (stage[1].conv1.stride, stage[1].conv2.stride) == ((1, 1), (1, 1))
+        assert (trunk.layer1[0].conv1.stride, trunk.layer1[0].conv2.stride) == ((1, 1), (1, 1))
+    with torch.inference_mode():
+        image = torch.randn(1, 3, 64, 64)
+        found, expected = early(image), late(image)
+    assert torch.equal(found[0], expected[0])
+    assert [map.shape for map in found] == [map.shape for map in expected]
+    assert not torch.allclose(found[1], expected[1])
+
+
+def test_resnet_up_to_its_third_stage_and_the_fourth_alone():
+    torch.manual_seed(0)
+    whole = ResNet(18).eval()
+    trunk = ResNet(18, with_layer4=False).eval()
+    stage = resnet_stage(18, 4, nn.BatchNorm2d).eval()
+    trunk.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("layer4")})
+    stage.load_state_dict(whole.layer4.state_dict())
+    with torch.inference_mode():
+        image = torch.randn(1, 3, 64, 64)
+        found, expected = trunk(image), whole(image)
+        assert len(found) == 3
+        assert torch.equal(stage(found[-1]), expected[-1])
+    frozen = ResNet(18, trainable_stages=2, with_layer4=False)
+    assert {name.split(".")[0] for name, p in frozen.named_parameters() if p.requires_grad} == {"layer3"}
 
 
 def test_resnet_refuses_what_it_is_not():

@@ -13,7 +13,7 @@ from pyposeext.errors import InputError
 from pyposeext.layers.normalization import FrozenBatchNorm2d
 from pyposeext.models import convert_state_dict, create_model, registry
 from pyposeext.models.registry import Checkpoint, model_entry
-from pyposeext.models.weights import convert_checkpoint, verify_weights
+from pyposeext.models.weights import convert_checkpoint, state_dict_differences, verify_weights
 
 NAME = "keypoint_rcnn_resnet50_fpn"
 R50_SHAPES = {
@@ -251,6 +251,14 @@ def test_the_second_version_keeps_its_batch_norms():
     assert all(converted[key] is official[key] for key in official)
     with pytest.raises(InputError, match=r"has no 'backbone\.body\.conv1\.weight'"):
         convert_state_dict(name, {"conv1.weight": torch.zeros(1)})
+
+
+def test_trained_batch_norms_can_be_frozen():
+    trained, frozen = (meta_model("mask_rcnn_resnet18_fpn", frozen_norm=choice) for choice in (False, True))
+    state = trained.state_dict()
+    assert "backbone.body.bn1.num_batches_tracked" in state
+    assert state_dict_differences(frozen, state) == []
+    assert state_dict_differences(frozen, {**state, "fc.num_batches_tracked": torch.zeros(())}) != []
 
 
 def test_converting_something_else_says_so():
