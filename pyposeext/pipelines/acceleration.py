@@ -51,6 +51,11 @@ def accelerated(
     return accelerated_model
 
 
+def prepare_model(model: Any, device: torch.device) -> Any:
+    """The model itself on its device, in evaluation mode and in the memory format that convolutions are fastest in."""
+    return model.to(device=device, memory_format=torch.channels_last).eval()
+
+
 def padded_count(count: int, most: int) -> int:
     """The batch size that `count` items, at most `most`, are padded to: a power of two or `most` itself."""
     return min(1 << max(count - 1, 0).bit_length(), most)

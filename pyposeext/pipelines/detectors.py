@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from pyposeext.errors import InputError
 from pyposeext.io.weights import file_sha256
 from pyposeext.models import create_model
-from pyposeext.pipelines.acceleration import accelerated
+from pyposeext.pipelines.acceleration import accelerated, prepare_model
 from pyposeext.pipelines.inputs import InputImage, model_images
-from pyposeext.pipelines.preparation import prepare_model
 from pyposeext.pipelines.settings import EstimatorSettings
 
 PERSON = 1

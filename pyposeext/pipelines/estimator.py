@@ -16,9 +16,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 import pyposeext
+from pyposeext.pipelines.acceleration import prepare_model
 from pyposeext.pipelines.detectors import Detector
 from pyposeext.pipelines.inputs import InputImage, checked_boxes, checked_image, checked_scores
-from pyposeext.pipelines.preparation import prepare_model
 from pyposeext.pipelines.settings import EstimatorSettings
 from pyposeext.pipelines.video import VideoPoses
 from pyposeext.structures import Poses, Skeleton

@@ -10,7 +10,7 @@ import torch
 
 from pyposeext.cli.main import main
 from pyposeext.io.coco import read_coco
-from pyposeext.io.images import write_image
+from pyposeext.io.images import read_image, write_image
 from pyposeext.models import create_model
 from pyposeext.models.weights import save_model
 from tests.io.videos import make_video
@@ -140,6 +140,11 @@ def test_people_without_joints_are_tracked_with_their_masks(clip, tmp_path, caps
     for annotation in content["annotations"]:
         assert annotation["segmentation"]["size"] == [48, 64]
         assert annotation["keypoints"] == []
+    write_image(tmp_path / "picture.png", np.full((60, 80, 3), 90, np.uint8))
+    assert main(["predict", str(tmp_path / "picture.png"), "-o", str(tmp_path / "image"), *options[:-4]]) == 0
+    found = json.loads((tmp_path / "image" / "picture.coco.json").read_text())["annotations"]
+    assert found[0]["segmentation"]["size"] == [60, 80]
+    assert np.ptp(read_image(tmp_path / "image" / "picture.overlay.png")) > 50
     capsys.readouterr()
     for more, sentence in (
         (["--formats", "posetrack"], "takes coco17 or posetrack18 joints, got 'none'"),

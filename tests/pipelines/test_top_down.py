@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from pyposeext.errors import InputError
 from pyposeext.models import create_model, register_model, registry
 from pyposeext.models.weights import save_model
 from pyposeext.pipelines.acceleration import accelerated
-from pyposeext.pipelines.detectors import ModelDetector
+from pyposeext.pipelines.detectors import Detections, ModelDetector
 from pyposeext.pipelines.inputs import frames_and_table
 from pyposeext.pipelines.rcnn import RCNNEstimator
 from pyposeext.pipelines.settings import EstimatorSettings
@@ -154,6 +156,29 @@ def test_a_batch_of_frames_gives_the_same_as_one_by_one():
         np.testing.assert_allclose(poses.keypoints, alone.keypoints, atol=1e-4)
         np.testing.assert_array_equal(poses.boxes, alone.boxes)
         np.testing.assert_allclose(poses.scores, alone.scores, atol=1e-6)
+
+
+def test_images_of_different_sizes_go_together():
+    images = [blob(CENTRES), blob(CENTRES[:1], (200, 180)), blob([], (50, 60))]
+    found = [Detections(boxes_around(CENTRES[:count]), np.full(count, 0.9, np.float32)) for count in (3, 1, 0)]
+    estimator = estimator_of()
+    together = estimator._suppressed(images, found)
+    for poses, image, each in zip(together, images, found, strict=True):
+        alone = estimator.people_in(image, each.boxes, each.scores)
+        np.testing.assert_allclose(poses.keypoints, alone.keypoints, atol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiled_models_stay_in_the_callers_thread(moving, compiled):
+    threads = set()
+
+    def find(image):
+        threads.add(threading.current_thread() is threading.main_thread())
+        return both(image)
+
+    video = estimator_of(GivenBoxes(find=find), compiled=compiled, frames_per_batch=4).video(moving)
+    assert [len(frame.poses) for frame in video] == [2] * 11
+    assert threads == {compiled}
 
 
 @pytest.fixture
