@@ -153,7 +153,7 @@ def train(options: TrainArguments) -> None:
     torch.manual_seed(options.seed)
     network: Any = create_model(options.model, **_json_object(options.arguments))
     stream_of = _stream_maker(options, network)
-    held_out = [open_coco(entry) for entry in options.val]
+    held_out = [_held_out(entry, network) for entry in options.val]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
@@ -180,7 +180,8 @@ def _stream_maker(options: TrainArguments, network: Any) -> Callable[[int], Stre
         for name in ("augmentation", "colour", "occlude", "weigh_joints"):
             if getattr(options, name) not in ("auto", 0):
                 raise InputError(f"{name} is for top-down models, and {options.model} is none")
-        datasets, weights = open_weighted(options.data, **coco_options(network))
+        # Whole images without anybody train nothing, and the published recipes leave them out.
+        datasets, weights = open_weighted(options.data, people_only=canvases is None, **coco_options(network))
         sizes = None if canvases is None else [(side, side) for side in canvases]
         return lambda rank: BatchStream(
             datasets,
@@ -209,6 +210,17 @@ def _stream_maker(options: TrainArguments, network: Any) -> Callable[[int], Stre
         seed=options.seed,
         rank=rank,
     )
+
+
+def _held_out(entry: str, network: Any) -> CocoKeypoints:
+    """The data of a --val entry, which must suit the network: found out before the training, not after."""
+    from pyposeext.models.top_down import TopDownPose
+    from pyposeext.pipelines.evaluation import joint_problem
+
+    dataset = open_coco(entry)
+    if isinstance(network, TopDownPose) and joint_problem(network, dataset):
+        raise InputError(f"val: {joint_problem(network, dataset)}")
+    return dataset
 
 
 def _fit(options: TrainArguments, settings: Settings, network: Any, stream: Stream) -> None:
@@ -276,7 +288,7 @@ def _reporter(progress: str) -> Callable[[Progress], None] | None:
     console = Console(stderr=True)
 
     def show(line: Progress) -> None:
-        losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in line.losses.items())
+        losses = "  ".join(f"{name.removeprefix('loss_')} {value:.4g}" for name, value in line.losses.items())
         console.print(
             f"step {line.step}  {line.fraction:.1%}  {line.samples_per_second:.1f} images/s  {losses}", highlight=False
         )

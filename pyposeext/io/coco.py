@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from pyposeext.errors import InputError
 from pyposeext.io.atomic import PendingFile
 from pyposeext.io.json_arrays import JsonArrays
+from pyposeext.io.rle import mask_area
 from pyposeext.io.writer import FramePoses, PoseWriter, check_poses
 from pyposeext.skeletons import get_skeleton
 from pyposeext.structures import Poses, Skeleton
@@ -117,13 +117,6 @@ def read_coco(path: str | Path) -> list[FramePoses]:
     """The images of a file that `CocoWriter` wrote, in order, with their people and times (0 where none is given)."""
     content = load_json(path)
     return frames_of(content, get_skeleton(content["info"]["skeleton"]), "keypoint_scores")
-
-
-def mask_area(mask: Mapping[str, Any]) -> int:
-    """Square pixels of a COCO run-length encoding {"size": [height, width], "counts": str}."""
-    from faster_coco_eval import mask as coding  # slow to import
-
-    return int(coding.area(dict(mask)))
 
 
 def flat_keypoints(points: NDArray[np.floating[Any]], flags: NDArray[np.integer[Any]]) -> list[float | int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,11 @@ def decode_segmentation(segmentation: Segmentation, height: int, width: int) -> 
     return np.ascontiguousarray(mask)
 
 
-def mask_area(encoded: dict[str, Any]) -> float:
+def mask_area(encoded: Mapping[str, Any]) -> int:
     """How many pixels are set in run lengths that `encode_segmentation` gives."""
     from faster_coco_eval.core import mask as library
 
-    return float(library.area(encoded))
+    return int(library.area(dict(encoded)))
 
 
 def _json_ready(encoded: dict[str, Any]) -> dict[str, Any]:

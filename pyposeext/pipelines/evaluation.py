@@ -131,7 +131,7 @@ def _kinds(model: Any, dataset: CocoKeypoints, people_only: bool) -> list[Kind]:
     if model.has_masks and all(each.get("segmentation") for each in judged):
         kinds.append("masks")
     labelled = any("keypoints" in each for each in judged)
-    if model.has_keypoints and labelled and not _joint_problem(model, dataset):
+    if model.has_keypoints and labelled and not joint_problem(model, dataset):
         kinds.append("keypoints")
     return kinds
 
@@ -149,7 +149,7 @@ def _evaluate_top_down(
     settings: EstimatorSettings,
     on_image: OnImage | None,
 ) -> Evaluation:
-    problem = _joint_problem(model, dataset)
+    problem = joint_problem(model, dataset)
     if problem:
         raise InputError(problem)
     device = next(model.parameters()).device
@@ -181,8 +181,8 @@ def _detected_boxes(detector: Detector, sample: Sample) -> Detections:
     return found.best(-np.inf, len(found.boxes))
 
 
-def _joint_problem(model: Any, dataset: CocoKeypoints) -> str:
-    """Why the data set cannot judge the model's joints, "" where it can."""
+def joint_problem(model: Any, dataset: CocoKeypoints) -> str:
+    """A sentence on why the data set cannot judge the model's joints, "" where it can."""
     if model.skeleton.names != dataset.skeleton.names:
         return (
             f"data must label the model's {len(model.skeleton)} joints ({model.skeleton.name}), "

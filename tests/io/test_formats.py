@@ -10,9 +10,10 @@ import pytest
 from faster_coco_eval import COCO
 
 from pyposeext.errors import InputError
-from pyposeext.io.coco import CocoWriter, mask_area, read_coco
+from pyposeext.io.coco import CocoWriter, read_coco
 from pyposeext.io.csv import COLUMNS, CsvWriter, read_csv
 from pyposeext.io.posetrack import PoseTrackWriter, read_posetrack, to_posetrack18
+from pyposeext.io.rle import mask_area
 from pyposeext.skeletons import COCO17, LSP14, NO_JOINTS, POSETRACK18
 from tests.io.poses import make_frames, make_poses, with_masks
 

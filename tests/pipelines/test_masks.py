@@ -7,8 +7,9 @@ import pytest
 from faster_coco_eval import mask as coding
 
 from pyposeext.errors import InputError
-from pyposeext.io.coco import mask_area, read_coco
+from pyposeext.io.coco import read_coco
 from pyposeext.io.csv import read_csv
+from pyposeext.io.rle import mask_area
 from pyposeext.io.video import VideoReader
 from pyposeext.pipelines.rcnn import RCNNEstimator
 from pyposeext.pipelines.settings import DrawingSettings, EstimatorSettings

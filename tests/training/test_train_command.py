@@ -159,6 +159,10 @@ def test_every_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyP
         ({"recipe": "yolo"}, "recipe must be one of default, hrnet, mask_rcnn, got 'yolo'"),
         ({"milestones": (0.9, 0.5)}, "milestones must be rising shares"),
         ({"data": ("lsp:a:1:2",)}, "data must be ANNOTATIONS"),
+        (
+            {"model": "hrnet_w18_small", "arguments": '{"num_joints": 16}', "val": "set"},
+            "val: data must label the model's 16",
+        ),
         ({"val": ("lsp:nowhere",)}, "cannot be read"),
         ({"backbone_weights": Path("none.pth")}, r"checkpoint none\.pth does not exist"),
         ({"backbone_weights": Path("none.pt")}, r"none\.pt is not the checkpoint\.pt of a training run"),
@@ -168,6 +172,8 @@ def test_wrong_input(tmp_path: Path, changes: dict[str, Any], message: str) -> N
     write_people(tmp_path / "set", count=1)
     entry = f"{tmp_path}/set/people.json:{tmp_path}/set/images"
     arguments = {"data": (entry,), "output": tmp_path / "run", "steps": 1, **changes}
+    if changes.get("val") == "set":
+        arguments["val"] = (entry,)
     with pytest.raises(InputError, match=message):
         train(TrainArguments(**arguments))
     assert not (tmp_path / "run").exists()
