@@ -270,7 +270,8 @@ class Trainer:
     def _backward(self, images: Images, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Adds a batch's gradients; its share in the losses of the step."""
         settings = self.settings
-        on_device = [image.to(self.device, non_blocking=True) for image in images]
+        # One transfer where the images have one size.
+        on_device = [*images.to(self.device)] if isinstance(images, Tensor) else [x.to(self.device) for x in images]
         wanted = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
         kind = torch.float16 if settings.precision == "float16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=kind, enabled=settings.precision != "float32"):

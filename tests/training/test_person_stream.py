@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -107,6 +108,55 @@ def people(count: int, joints: int = 17) -> Sample:
     boxes = stack_boxes([[30, 30, 170, 170]] * count)
     image = np.zeros((200, 200, 3), np.uint8)
     return Sample(image, boxes, keypoints, stack_boxes([]), "people", 1, np.full(count, 1e4, np.float32))
+
+
+class Scripted:
+    """A generator that gives these numbers: uniform ones and normal ones apart."""
+
+    def __init__(self, uniform: list[float], normal: list[float]) -> None:
+        self._uniform, self._normal = uniform, normal
+
+    def random(self) -> float:
+        return self._uniform.pop(0)
+
+    def normal(self) -> float:
+        return self._normal.pop(0)
+
+
+def three_points(centre: np.ndarray, width: float, degrees: float, size: tuple[int, int]) -> np.ndarray:
+    """The map of HRNet's lib/utils/transforms.py, by the centre, the middle of the upper edge and a square's corner."""
+    angle = np.deg2rad(degrees)
+    up = width / 2 * np.array([np.sin(angle), -np.cos(angle)])
+    source = [centre, centre + up, centre + up + np.array([up[1], -up[0]])]
+    middle, reach = np.array([size[1] / 2, size[0] / 2]), size[1] / 2
+    target = [middle, middle - [0, reach], middle - [reach, reach]]
+    return cv2.getAffineTransform(np.array(source, np.float32), np.array(target, np.float32))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("degrees", [0.0, 30.0, -75.0])
+@pytest.mark.parametrize("size", [(128, 96), (96, 96)])
+def test_crops_are_those_of_the_released_code(flip: bool, degrees: float, size: tuple[int, int]) -> None:
+    sample = sample_with_dots()
+    generator: Any = Scripted([0.0, 0.2 if flip else 0.9], [0.5, degrees / 45])
+    ours = random_crop(sample, 0, size, COCO17, PersonAugmentation(half_body=0), generator)
+
+    # The image is mirrored first, then turned about the centre of the box, which is enlarged to the crop's shape.
+    image, points, centre = sample.image, POINTS, np.array([60.0, 70.0])
+    last = image.shape[1] - 1
+    if flip:
+        image = np.ascontiguousarray(image[:, ::-1])
+        points = points * [-1, 1] + [last, 0]
+        centre = np.array([last - 60.0, 70.0])
+    width = max(80.0, 80.0 * size[1] / size[0]) * 1.25 * (1 + 0.5 * 0.35)
+    matrix = three_points(centre, width, degrees, size)
+    expected = cv2.warpAffine(image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR)
+    joints = (NOSE, RIGHT_WRIST, LEFT_WRIST) if flip else (NOSE, LEFT_WRIST, RIGHT_WRIST)
+    assert ours.keypoints[0, list(joints), :2] == pytest.approx(points @ matrix[:, :2].T + matrix[:, 2], abs=2e-3)
+    difference = np.abs(ours.image.astype(int) - expected)
+    # OpenCV places samples on a grid of 1/32 pixel: a mirrored map may fall on its other side.
+    assert difference.max() <= 6
+    assert difference.mean() < 0.05
 
 
 def test_half_bodies_come_as_often_as_published() -> None:
