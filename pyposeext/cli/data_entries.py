@@ -29,25 +29,20 @@ def open_weighted(entries: Sequence[str], **options: Any) -> tuple[list[ImageDat
     return datasets, weights
 
 
-def open_entry(entry: str, **options: Any) -> ImageDataset:
-    """The data set of one entry without a weight; `options` are `CocoKeypoints`'s."""
-    return _open(entry, entry.split(":"), options)
-
-
-def open_coco(entry: str, model: Any) -> CocoKeypoints:
-    """An ANNOTATIONS.json:IMAGES entry with what `model` needs of it."""
+def open_coco(entry: str) -> CocoKeypoints:
+    """The file in COCO's layout that an ANNOTATIONS.json:IMAGES entry names, to measure with."""
     from pyposeext.datasets import CocoKeypoints
 
-    dataset = open_entry(entry, **coco_options(model))
+    dataset = _open(entry, entry.split(":"), {})
     if not isinstance(dataset, CocoKeypoints):
         raise InputError(f"data must be ANNOTATIONS.json:IMAGES in COCO's layout here, got {entry!r}")
     return dataset
 
 
 def coco_options(model: Any) -> dict[str, Any]:
-    """What a model needs of a file in COCO's layout: masks for a mask branch, all categories for many classes."""
-    options: dict[str, Any] = {"masks": bool(getattr(model, "has_masks", False))}
-    if getattr(model, "num_classes", 2) > 2:
+    """What an R-CNN needs of a file in COCO's layout: masks for a mask branch, all categories for many classes."""
+    options: dict[str, Any] = {"masks": model.has_masks}
+    if model.num_classes > 2:
         options["categories"] = "all"
     return options
 

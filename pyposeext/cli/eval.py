@@ -152,7 +152,7 @@ def _run(options: EvalArguments, model: Any, device: Any) -> Evaluation:
     from pyposeext.pipelines.video import Progress
 
     assert options.data is not None
-    dataset = open_coco(options.data, model)
+    dataset = open_coco(options.data)
     detector = None
     if options.detector is not None or options.boxes == "detector":
         detector = resolve_detector(options.detector or "default", device)

@@ -153,7 +153,7 @@ def train(options: TrainArguments) -> None:
     torch.manual_seed(options.seed)
     network: Any = create_model(options.model, **_json_object(options.arguments))
     stream_of = _stream_maker(options, network)
-    held_out = [open_coco(entry, network) for entry in options.val]
+    held_out = [open_coco(entry) for entry in options.val]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
@@ -177,6 +177,9 @@ def _stream_maker(options: TrainArguments, network: Any) -> Callable[[int], Stre
 
     batch_size, canvases = options.images_per_batch, options.canvases
     if not isinstance(network, TopDownPose):
+        for name in ("augmentation", "colour", "occlude", "weigh_joints"):
+            if getattr(options, name) not in ("auto", 0):
+                raise InputError(f"{name} is for top-down models, and {options.model} is none")
         datasets, weights = open_weighted(options.data, **coco_options(network))
         sizes = None if canvases is None else [(side, side) for side in canvases]
         return lambda rank: BatchStream(
@@ -189,6 +192,8 @@ def _stream_maker(options: TrainArguments, network: Any) -> Callable[[int], Stre
             seed=options.seed,
             rank=rank,
         )
+    if options.canvas is not None:
+        raise InputError(f"canvas is for detectors: the crops of {options.model} have its argument input_size")
     people, weights = open_weighted(options.data, people_only=True)
     preset = options.augmentation
     if preset == "auto":

@@ -49,6 +49,10 @@ def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> 
         return _json_ready(library.frPyObjects(segmentation, height, width))
     if not isinstance(segmentation["counts"], str | bytes):
         raise InputError(f"segmentation must have counts, got {type(segmentation['counts']).__name__}")
+    try:
+        library.area(segmentation)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"segmentation must be run lengths of an image of {[height, width]}: {error}") from error
     return _json_ready(segmentation)
 
 
@@ -56,11 +60,10 @@ def decode_segmentation(segmentation: Segmentation, height: int, width: int) -> 
     """The mask [height, width] of 0 and 1 that `encode_segmentation` would write."""
     from faster_coco_eval.core import mask as library
 
+    encoded = encode_segmentation(segmentation, height, width)
     try:
-        mask: NDArray[np.uint8] = library.decode(encode_segmentation(segmentation, height, width))
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
+        mask: NDArray[np.uint8] = library.decode(encoded)
+    except ValueError as error:  # runs that end before the image does
         raise InputError(f"segmentation must be run lengths of an image of {[height, width]}: {error}") from error
     return np.ascontiguousarray(mask)
 

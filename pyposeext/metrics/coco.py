@@ -55,7 +55,8 @@ class CocoEvaluation:
         self._results: list[dict[str, Any]] = []
         if kind == "masks":
             for annotation in self._truth["annotations"]:
-                if not annotation.get("segmentation"):
+                counts = category_id is None or annotation.get("category_id") == category_id
+                if counts and not annotation.get("segmentation"):
                     raise InputError(f"truth must have masks, but annotation {annotation.get('id')} has none")
 
     def update(
@@ -95,7 +96,10 @@ class CocoEvaluation:
             rows.append({name: row[name] for name in needed})
             if self._kind == "masks":
                 image = self._images[row["image_id"]]
-                encoded = encode_segmentation(row["segmentation"], image["height"], image["width"])
+                try:
+                    encoded = encode_segmentation(row["segmentation"], image["height"], image["width"])
+                except InputError as error:
+                    raise InputError(f"result {number}: {error}") from error
                 rows[-1].update(segmentation=encoded, area=mask_area(encoded))
         self._results += rows
 

@@ -127,6 +127,7 @@ class Estimator(ABC):
             estimate,
             self.skeleton,
             frames_per_batch=self._frames_per_batch(),
+            ahead=not self.settings.compiled,
             maximum_people=self.settings.maximum_people,
             linker=linker,
             start=start,

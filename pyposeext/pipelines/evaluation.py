@@ -104,7 +104,7 @@ def _evaluate_detector(model: Any, dataset: CocoKeypoints, on_image: OnImage | N
     kinds = _kinds(model, dataset, people_only)
     evaluation = Evaluation(dataset, people_only, results={kind: [] for kind in kinds})
     device = next(model.parameters()).device
-    options = {"masks": "rle"} if getattr(model, "has_masks", False) else {}
+    options = {"masks": "rle"} if model.has_masks else {}
     for index in range(len(dataset)):
         sample = dataset.sample(index)
         image = torch.from_numpy(sample.image).to(device).permute(2, 0, 1).float() / 255
@@ -128,9 +128,9 @@ def _kinds(model: Any, dataset: CocoKeypoints, people_only: bool) -> list[Kind]:
     kinds: list[Kind] = ["boxes"]
     person = dataset.person_category
     judged = [each for each in dataset.content["annotations"] if not people_only or each.get("category_id") == person]
-    if getattr(model, "has_masks", False) and all(each.get("segmentation") for each in judged):
+    if model.has_masks and all(each.get("segmentation") for each in judged):
         kinds.append("masks")
-    if getattr(model, "has_keypoints", True) and any("keypoints" in each for each in judged):
+    if model.has_keypoints and any("keypoints" in each for each in judged):
         _check_joints(model, dataset)
         kinds.append("keypoints")
     return kinds

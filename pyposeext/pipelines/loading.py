@@ -69,10 +69,11 @@ def load(
 def find_device(device: str) -> torch.device:
     """The device of that name, for "auto" a GPU where there is one, or an InputError where PyTorch has none such."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device must be 'auto' or one that PyTorch has here, got {device!r}") from error
-    return place
+    # The current GPU is a matter of each thread, and videos are worked on in several.
+    return torch.device("cuda", torch.cuda.current_device()) if place == torch.device("cuda") else place

@@ -54,15 +54,17 @@ class OnnxDetector:
     The layouts of outputs, in pixels of the graph's input where nothing else is said:
 
     * "yolo": [1, 4 + C, N], centre x and y, width, height and C scores (Ultralytics YOLOv8 and later).
-    * "yolo_objectness": [1, N, 5 + C], the same with an objectness that the scores are multiplied by (YOLOv5, YOLOv7,
-      YOLOX exported with its decoding).
+    * "yolo_objectness": [1, N, 5 + C], the same with an objectness that the scores are multiplied by (YOLOv5, YOLOv7;
+      YOLOX exported with its decoding, which besides needs `values` "byte" and `colours` "bgr").
+    * "yolox": the same with offsets from the cells of the strides 8, 16 and 32 in place of centres, and logarithms of
+      widths and heights in cells (YOLOX as its script exports it).
     * "rows": [1, N, 6] or [N, 6], N up to 1000, x1, y1, x2, y2, score and class after suppression (YOLOv10, Ultralytics
       exported with nms).
-    * "parts": boxes, labels and scores apart, known by their names, else by their shapes: torchvision's corners in
-      pixels; corners as shares of the image (SSD of the ONNX model zoo); `detection_boxes` with y first, also shares
-      (the TensorFlow Object Detection API).
+    * "parts": boxes, labels and scores apart, known by their names, else by their shapes: x1, y1, x2, y2 in pixels
+      (torchvision), or where none is above 1.5, as shares of the image; `detection_boxes` are y1, x1, y2, x2 (the
+      TensorFlow Object Detection API).
 
-    Overlapping boxes of the first two are suppressed here.
+    Overlapping boxes of the first three are suppressed here.
 
     Args:
         path: the .onnx file.
@@ -80,12 +82,17 @@ class OnnxDetector:
         self._input = self._read_input()
         # One image says what the shapes are where the graph leaves them open.
         blank = np.full((*self._input.size, 3), _GROUND, dtype=np.uint8)
-        self._layout_name = self._find_layout(self._run(blank))
-        self._layout = LAYOUTS[self._layout_name]
+        layout = self._find_layout(self._run(blank, "unit", "rgb"))
+        self._layout = LAYOUTS[layout]
+        self._person_class = self._person(layout)
+        self._values = self._layout.values if settings.values == "auto" else settings.values
+        self._colours = self._layout.colours if settings.colours == "auto" else settings.colours
         self.source: dict[str, Any] = {
             "file": str(path),
             "sha256": file_sha256(path),
-            "layout": self._layout_name,
+            "layout": layout,
+            "values": self._values,
+            "colours": self._colours,
             "runtime": self._session.get_providers(),
         }
 
@@ -95,7 +102,8 @@ class OnnxDetector:
 
     def _detect(self, image: NDArray[np.uint8]) -> Detections:
         fitted, ratio, corner = _fit(image, self._input.size)
-        boxes, scores = self._layout.read(self._run(fitted), self._person(self._layout_name), self._input.size)
+        outputs = self._run(fitted, self._values, self._colours)
+        boxes, scores = self._layout.read(outputs, self._person_class, self._input.size)
         kept = (scores >= _LEAST_SCORE) & np.isfinite(boxes).all(axis=1)
         boxes, scores = boxes[kept].astype(np.float32), scores[kept].astype(np.float32)
         if not self._layout.suppressed:
@@ -108,10 +116,10 @@ class OnnxDetector:
     def _person(self, layout: str) -> int:
         return LAYOUTS[layout].person if self._settings.person is None else self._settings.person
 
-    def _run(self, fitted: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """The outputs by name for an image of the graph's size."""
+    def _run(self, fitted: NDArray[np.uint8], values: str, colours: str) -> dict[str, NDArray[Any]]:
+        """The outputs by name for an image of the graph's size, given its pixels as `OnnxSettings` says."""
         form = self._input
-        pixels = self._values(fitted)
+        pixels = _pixels(fitted, "byte" if form.dtype == np.uint8 else values, colours)
         if form.channels_first:
             pixels = pixels.transpose(2, 0, 1)
         value = np.ascontiguousarray(pixels[None] if form.batched else pixels, dtype=form.dtype)
@@ -120,15 +128,6 @@ class OnnxDetector:
             return dict(zip(names, self._session.run(names, {form.name: value}), strict=True))
         except Exception as error:  # onnxruntime's own errors have no base of their own
             raise InputError(f"detector {self._path} fails on an image of {list(value.shape)}: {error}") from error
-
-    def _values(self, fitted: NDArray[np.uint8]) -> NDArray[Any]:
-        """[H, W, 3] as the graph takes the numbers, in its order of colours."""
-        values: NDArray[Any] = fitted
-        if self._input.dtype != np.uint8 and self._settings.values != "byte":
-            values = values.astype(np.float32) / 255
-            if self._settings.values == "imagenet":
-                values = (values - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-        return values[..., ::-1] if self._settings.colours == "bgr" else values
 
     def _read_input(self) -> _Input:
         inputs = self._session.get_inputs()
@@ -151,11 +150,21 @@ class OnnxDetector:
     def _find_layout(self, outputs: dict[str, NDArray[Any]]) -> str:
         wanted = self._settings.layout
         for name in LAYOUTS if wanted == "auto" else (wanted,):
-            if outputs and LAYOUTS[name].fits(outputs, self._person(name)):
+            if outputs and LAYOUTS[name].fits(outputs, self._person(name), self._input.size):
                 return name
         expected = f"one of the layouts {', '.join(LAYOUTS)}" if wanted == "auto" else f"the layout {wanted}"
         shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
         raise InputError(f"detector {self._path} must have outputs of {expected}, but has {shapes}")
+
+
+def _pixels(fitted: NDArray[np.uint8], values: str, colours: str) -> NDArray[Any]:
+    """An image [H, W, 3] with the numbers and the order of colours that a graph takes."""
+    pixels: NDArray[Any] = fitted
+    if values != "byte":
+        pixels = pixels.astype(np.float32) / 255
+    if values == "imagenet":
+        pixels = (pixels - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    return pixels[..., ::-1] if colours == "bgr" else pixels
 
 
 def _session(path: Path, device: torch.device) -> Any:

@@ -8,7 +8,7 @@ from typing import Literal
 from pyposeext.errors import InputError
 
 Precision = Literal["float32", "bfloat16", "float16"]
-OnnxLayout = Literal["auto", "yolo", "yolo_objectness", "rows", "parts"]
+OnnxLayout = Literal["auto", "yolo", "yolo_objectness", "yolox", "rows", "parts"]
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class OnnxSettings:
         person: the class of people; None for that of the layout: 1 with "parts", where 0 is the background, else 0.
         iou_threshold: of the suppression of overlapping boxes, for the layouts that come without it.
         values: of the pixels of a graph that takes floating point: "unit" 0..1, "byte" 0..255, "imagenet" 0..1 less
-            ImageNet's mean colour and divided by its deviation.
-        colours: in which order the graph takes the channels.
+            ImageNet's mean colour and divided by its deviation; "auto" is "byte" with "yolox", else "unit".
+        colours: in which order the graph takes the channels; "auto" is "bgr" with "yolox", else "rgb".
         size: side in pixels of the square that images are fitted into where the graph leaves its size open.
     """
 
     layout: OnnxLayout = "auto"
     person: int | None = None
     iou_threshold: float = 0.6
-    values: Literal["unit", "byte", "imagenet"] = "unit"
-    colours: Literal["rgb", "bgr"] = "rgb"
+    values: Literal["auto", "unit", "byte", "imagenet"] = "auto"
+    colours: Literal["auto", "rgb", "bgr"] = "auto"
     size: int = 640
 
     def __post_init__(self) -> None:

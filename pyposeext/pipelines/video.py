@@ -72,6 +72,8 @@ class VideoPoses:
         estimate: from a batch of frames to the people in each.
         skeleton: of these.
         frames_per_batch: how many frames `estimate` is given at once; the last batch may be smaller.
+        ahead: whether `estimate` runs in a thread of its own, a batch ahead of what is done with its results. A model
+            compiled with CUDA graphs must not: these belong to a thread.
         maximum_people: how many `estimate` gives at most, or None where that is not known.
         linker: links the people over time; None leaves them without ids.
         start: seconds after the first frame at which to begin.
@@ -95,6 +97,7 @@ class VideoPoses:
         skeleton: Skeleton,
         *,
         frames_per_batch: int = 1,
+        ahead: bool = True,
         maximum_people: int | None = None,
         linker: GraphLinker | None = None,
         start: float = 0.0,
@@ -106,6 +109,7 @@ class VideoPoses:
         self._estimate = estimate
         self._skeleton = skeleton
         self._frames_per_batch = frames_per_batch
+        self._ahead = ahead
         self._maximum_people = maximum_people
         self._linker = linker
         self._start = start
@@ -122,14 +126,12 @@ class VideoPoses:
         state: LinkState | None = None
         size = (self.info.width, self.info.height)
         with self._open() as reader:
-            with closing(prefetch(reader, max(_READ_AHEAD, self._frames_per_batch))) as frames:
-                for batch in _batches(frames, self._frames_per_batch):
-                    people = self._estimate([InputImage(frame.image, frame.number) for frame in batch])
-                    for frame, found in zip(batch, people, strict=True):
-                        poses = found
-                        if self._linker is not None:
-                            poses, state = self._linker.link(poses, state, size)
-                        yield FramePoses(frame.number, frame.time, poses, frame.image)
+            with closing(self._estimated(reader)) as found:
+                for frame, people in found:
+                    poses = people
+                    if self._linker is not None:
+                        poses, state = self._linker.link(poses, state, size)
+                    yield FramePoses(frame.number, frame.time, poses, frame.image)
             self.problems, self.complete = reader.problems, reader.complete
         for problem in self.problems:
             self._on_problem(problem)
@@ -188,6 +190,23 @@ class VideoPoses:
         if interrupt.requested:
             raise Interrupted(saved)
         return saved
+
+    def _estimated(self, reader: VideoReader) -> Generator[tuple[Frame, Poses], None, None]:
+        """The frames with their people: reading and, where it goes ahead, estimating are threads of their own.
+
+        The queues in between are bounded: a few frames on the one side, a batch of results on the other.
+        """
+
+        def estimate(frames: Iterable[Frame]) -> Generator[list[tuple[Frame, Poses]], None, None]:
+            for batch in _batches(frames, self._frames_per_batch):
+                people = self._estimate([InputImage(frame.image, frame.number) for frame in batch])
+                yield list(zip(batch, people, strict=True))
+
+        with closing(prefetch(reader, max(_READ_AHEAD, self._frames_per_batch))) as frames:
+            batches = prefetch(estimate(frames), 1) if self._ahead else estimate(frames)
+            with closing(batches):
+                for batch in batches:
+                    yield from batch
 
     def _open(self) -> VideoReader:
         return VideoReader(self._path, self._start, self._max_frames)

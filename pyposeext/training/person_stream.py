@@ -59,6 +59,13 @@ class PersonAugmentation:
     blur: float = 0.0
     occlude: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("half_body", "rotate", "flip", "colour", "blur", "occlude"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be a probability in 0..1, got {getattr(self, name)}")
+        if not 0 <= self.scale < 1 or self.rotation < 0:
+            raise InputError(f"scale must be in 0..1 and rotation not negative, got {self.scale} and {self.rotation}")
+
 
 # The published values by data set, and the images as they are.
 PERSON_AUGMENTATIONS = {

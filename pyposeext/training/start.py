@@ -12,6 +12,7 @@ from pyposeext.errors import InputError
 from pyposeext.io.weights import read_weights
 from pyposeext.layers.efficientnet_lite import EfficientNetLite0, convert_efficientnet_lite0
 from pyposeext.layers.normalization import FrozenBatchNorm2d
+from pyposeext.models.mask_rcnn.box_heads import StageHead
 from pyposeext.models.registry import model_entry
 from pyposeext.models.top_down import TopDownPose
 from pyposeext.models.weights import load_checkpoint, load_strictly
@@ -45,8 +46,13 @@ def load_start(model: Any, path: Path) -> None:
         load_strictly(model, whole, what)
     elif isinstance(model, TopDownPose):
         model.load_trunk(state_dict, what)
+    elif isinstance(model.backbone.body, EfficientNetLite0):
+        load_strictly(model.backbone.body, convert_efficientnet_lite0(state_dict), what)
     else:
-        _load_body(model.backbone.body, state_dict, what)
+        # Without a pyramid the trunk's last stage is the box head.
+        heads = [module for module in model.modules() if isinstance(module, StageHead)]
+        for part in (model.backbone.body, *heads):
+            _load_classifier(part, state_dict, what)
 
 
 def _as_whole_model(model: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -59,22 +65,19 @@ def _as_whole_model(model: Any, state_dict: Mapping[str, Tensor]) -> dict[str, T
     return converted if any(name.startswith(head) for name in converted) else None
 
 
-def _load_body(body: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
-    """Loads a classifier into the trunk of an R-CNN."""
-    if isinstance(body, EfficientNetLite0):
-        load_strictly(body, convert_efficientnet_lite0(state_dict), what)
-        return
-    own = body.state_dict()
-    parts = {name.split(".")[0] for name in own}
-    # A trunk without the last stage leaves that out too, and frozen norms the counts of their batches.
+def _load_classifier(part: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
+    """Loads a part of a ResNet from torchvision's classifier, whose other parts are left out."""
+    own = part.state_dict()
+    beginnings = {name.split(".")[0] for name in own}
+    # Frozen norms do not count batches.
     kept = {
         name: value
         for name, value in state_dict.items()
-        if name.split(".")[0] in parts and (name in own or not name.endswith("num_batches_tracked"))
+        if name.split(".")[0] in beginnings and (name in own or not name.endswith("num_batches_tracked"))
     }
-    for name, module in body.named_modules():
+    for name, module in part.named_modules():
         # The classifier divided by sqrt(variance + 1e-5); a frozen norm with another eps gets the difference.
-        key = f"{name}.running_var"
-        if isinstance(module, FrozenBatchNorm2d) and key in kept:
-            kept[key] = kept[key] + (_BATCH_NORM_EPS - module.eps)
-    load_strictly(body, kept, what)
+        variance = f"{name}.running_var"
+        if isinstance(module, FrozenBatchNorm2d) and variance in kept:
+            kept[variance] = kept[variance] + (_BATCH_NORM_EPS - module.eps)
+    load_strictly(part, kept, what)

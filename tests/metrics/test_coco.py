@@ -167,5 +167,5 @@ def test_masks_in_every_encoding() -> None:
     evaluation.update(2, [0.9], masks=[polygon])
     # An overlap of 23 / 45 counts at 0.5 alone.
     assert evaluation.compute()["AR100"] == pytest.approx((10 + 1) / 20)
-    with pytest.raises(InputError, match="segmentation must be of an image of"):
+    with pytest.raises(InputError, match="result 0: segmentation must be of an image of"):
         evaluation.update(1, [0.9], masks=[encode_mask(mask[:50])])

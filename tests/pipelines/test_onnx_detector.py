@@ -11,7 +11,7 @@ import torch
 from pyposeext.errors import InputError
 from pyposeext.pipelines.detectors import resolve_detector
 from pyposeext.pipelines.inputs import InputImage
-from pyposeext.pipelines.onnx_detector import OnnxDetector, _fit
+from pyposeext.pipelines.onnx_detector import OnnxDetector, _fit, _pixels
 from pyposeext.pipelines.settings import OnnxSettings
 from tests.pipelines.fakes import blob
 
@@ -51,6 +51,17 @@ def yolo_objectness(classes=3):
     return {"output": table[None]}
 
 
+def yolox():
+    # 64 x 96 has 8 x 12, 4 x 6 and 2 x 3 cells; the person's centre (36, 25) lies in row 3, column 4 of stride 8.
+    table = np.zeros((96 + 24 + 6, 5 + 3), np.float32)
+    cells = {3 * 12 + 4: (4, 3, 8, 0), 96 + 1 * 6 + 2: (2, 1, 16, 1), 120 + 1: (1, 0, 32, 2)}
+    scores = ([1.0, 0.9, 0, 0], [0.9, 0.9, 0, 0], [1.0, 0, 0, 0.95])
+    for place, (column, row, stride, box) in cells.items():
+        x, y, width, height = CENTRES[box]
+        table[place] = [x / stride - column, y / stride - row, *np.log([width / stride, height / stride]), *scores[box]]
+    return {"output": table[None]}
+
+
 def rows(batched=True):
     table = np.zeros((300, 6), np.float32)
     table[:3] = np.column_stack([CORNERS, [0.9, 0.0, 0.95], [0, 0, 1]])
@@ -82,6 +93,7 @@ LAYOUTS = {
     "yolo": (yolo, "yolo"),
     "yolo_objectness": (yolo_objectness, "yolo_objectness"),
     "one class": (lambda: yolo_objectness(1), "yolo_objectness"),
+    "yolox": (yolox, "yolox"),
     "rows": (rows, "rows"),
     "rows without images": (lambda: rows(False), "rows"),
     "torchvision": (torchvision, "parts"),
@@ -130,24 +142,38 @@ def test_images_go_in_as_the_graph_takes_them(tmp_path, kind, shape, settings, m
     path = save_graph(tmp_path / "a.onnx", row_with_mean(), shape, kind, mean_in=(0, 0, 4))
     detector = OnnxDetector(path, CPU, OnnxSettings(**settings))
     image = np.full((128, 128, 3), 51, np.uint8)
-    outputs = detector._run(_fit(image, (64, 64))[0])
+    outputs = detector._run(_fit(image, (64, 64))[0], detector._values, detector._colours)
     assert outputs["output0"][0, 0, 4] == pytest.approx(mean, abs=0.02)
 
 
-@pytest.mark.parametrize(("kind", "values"), [(UINT8, "unit"), (FLOAT, "byte")])
+@pytest.mark.parametrize(("kind", "values"), [(UINT8, "auto"), (UINT8, "imagenet"), (FLOAT, "byte")])
 def test_bytes_stay_bytes(tmp_path, kind, values):
     path = save_graph(tmp_path / "a.onnx", row_with_mean(), (1, 64, 64, 3), kind, mean_in=(0, 0, 4))
     detector = OnnxDetector(path, CPU, OnnxSettings(values=values))
-    assert detector._run(np.full((64, 64, 3), 51, np.uint8))["output0"][0, 0, 4] == pytest.approx(51)
+    outputs = detector._run(np.full((64, 64, 3), 51, np.uint8), detector._values, detector._colours)
+    assert outputs["output0"][0, 0, 4] == pytest.approx(51)
 
 
-def test_colours_are_turned_round(tmp_path):
-    path = save_graph(tmp_path / "a.onnx", row_with_mean(), (1, 3, 64, 64))
+def test_values_and_colours():
     image = np.zeros((64, 64, 3), np.uint8)
     image[..., 0] = 255
-    assert OnnxDetector(path, CPU, OnnxSettings())._values(image)[0, 0].tolist() == [1, 0, 0]
-    turned = OnnxDetector(path, CPU, OnnxSettings(colours="bgr", values="imagenet"))._values(image)[0, 0]
-    np.testing.assert_allclose(turned, [-0.406 / 0.225, -0.456 / 0.224, 0.515 / 0.229], rtol=1e-6)
+    assert _pixels(image, "unit", "rgb")[0, 0].tolist() == [1, 0, 0]
+    assert _pixels(image, "byte", "bgr")[0, 0].tolist() == [0, 0, 255]
+    expected = [-0.406 / 0.225, -0.456 / 0.224, 0.515 / 0.229]
+    np.testing.assert_allclose(_pixels(image, "imagenet", "bgr")[0, 0], expected, rtol=1e-6)
+
+
+def test_yolox_takes_bytes_from_blue_to_red_where_nothing_else_is_said(tmp_path):
+    path = save_graph(tmp_path / "a.onnx", yolox())
+    for settings, expected in ((OnnxSettings(), ("byte", "bgr")), (OnnxSettings(values="unit"), ("unit", "bgr"))):
+        source = OnnxDetector(path, CPU, settings).source
+        assert (source["values"], source["colours"]) == expected
+    # Exported with its decoding, the graph looks like others of the family.
+    table = yolox()["output"]
+    table[0, :, :2] *= 100
+    path = save_graph(tmp_path / "b.onnx", {"output": table})
+    source = OnnxDetector(path, CPU, OnnxSettings()).source
+    assert (source["layout"], source["values"], source["colours"]) == ("yolo_objectness", "unit", "rgb")
 
 
 @pytest.mark.parametrize("size", [(240, 320), (320, 240), (50, 400), (1, 1), (1, 999)])

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -168,15 +169,48 @@ def test_a_change_of_size_is_kept_and_said(tmp_path):
     assert len(list(VideoReader(saved.files["mp4"]))) == 8
 
 
-def test_an_error_on_the_way_leaves_no_files(clip, tmp_path):
+@pytest.mark.parametrize("ahead", [True, False])
+def test_an_error_on_the_way_leaves_no_files(clip, tmp_path, ahead):
     def fails(frames):
         raise RuntimeError("no more")
 
     threads = threading.active_count()
     with pytest.raises(RuntimeError, match="no more"):
-        VideoPoses(clip, fails, COCO17, linker=GraphLinker()).save(tmp_path / "out")
+        VideoPoses(clip, fails, COCO17, linker=GraphLinker(), ahead=ahead).save(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(("ahead", "most"), [(True, 3), (False, 1)])
+def test_batches_are_estimated_only_so_far_ahead(tmp_path, ahead, most):
+    batches, places = [], set()
+
+    def note(frames):
+        batches.append([frame.number for frame in frames])
+        places.add(threading.current_thread())
+        return estimate(frames)
+
+    clip = make_video(tmp_path / "clip.mkv", 30)
+    frames = iter(VideoPoses(clip, note, COCO17, frames_per_batch=4, ahead=ahead))
+    next(frames)
+    time.sleep(0.3)
+    # One is at hand, one waits, and one is worked on or waits to be put beside it.
+    assert 1 <= len(batches) <= most
+    assert (threading.main_thread() in places) is not ahead
+    assert numbers(frames) == list(range(1, 30))
+    assert batches[-1] == [28, 29]
+
+
+def test_frames_before_an_error_are_given(tmp_path):
+    def fails(frames):
+        if frames[0].number == 3:
+            raise RuntimeError("no more")
+        return estimate(frames)
+
+    seen = []
+    with pytest.raises(RuntimeError, match="no more"):
+        seen.extend(frame.number for frame in VideoPoses(make_video(tmp_path / "clip.mkv"), fails, COCO17))
+    assert seen == [0, 1, 2]
 
 
 def interrupt_at(*frames):

@@ -17,8 +17,8 @@ _X = [0, -1, 1, -2, 2, -5, 5, -8, 8, -9, 9, -3, 3, -4, 4, -4, 4]
 _Y = [-28, -30, -30, -29, -29, -20, -20, -10, -10, 0, 0, 3, 3, 16, 16, 29, 29]
 
 
-def write_people(folder: Path, count: int = 4) -> CocoKeypoints:
-    """`count` images with one upright stick person each, and one image without people."""
+def write_people(folder: Path, count: int = 4, masks: bool = False) -> CocoKeypoints:
+    """`count` images with one upright stick person each, and one image without people; masks are the whole boxes."""
     generator = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
@@ -34,6 +34,9 @@ def write_people(folder: Path, count: int = 4) -> CocoKeypoints:
             annotation = {"id": number, "image_id": number, "category_id": 1, "iscrowd": 0, "num_keypoints": 17}
             size = (high - low).tolist()
             box = {"bbox": [*low.tolist(), *size], "area": size[0] * size[1], "keypoints": keypoints}
+            if masks:
+                (x1, y1), (x2, y2) = low.tolist(), high.tolist()
+                box["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
             content["annotations"].append({**annotation, **box})
         cv2.imwrite(str(folder / "images" / f"{number}.png"), image)
         content["images"].append({"id": number, "file_name": f"{number}.png", "height": SIZE, "width": SIZE})

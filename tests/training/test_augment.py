@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from pyposeext.datasets.sample import Sample
 from pyposeext.skeletons import COCO17
 from pyposeext.training.augment import (
     Augmentation,
+    mirrored,
     random_appearance,
     random_mosaic,
     random_view,
@@ -48,13 +51,13 @@ BLACK = np.zeros((192, 160, 3), np.uint8)
 
 @pytest.mark.parametrize("scale", [1.3, 0.7, 0.45, 0.3])
 @pytest.mark.parametrize("degrees", [0, 25, -160])
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_joints_stay_on_their_pixels(scale: float, degrees: float, mirrored: bool) -> None:
+@pytest.mark.parametrize("mirror", [False, True])
+def test_joints_stay_on_their_pixels(scale: float, degrees: float, mirror: bool) -> None:
     cosine, sine = scale * np.cos(np.deg2rad(degrees)), scale * np.sin(np.deg2rad(degrees))
-    linear = np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([-1.0 if mirrored else 1.0, 1.0])
+    linear = np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([-1.0 if mirror else 1.0, 1.0])
     matrix = np.column_stack([linear, np.array([80.0, 96.0]) - linear @ [60, 70]])
     moved = warp(sample_with_dots(), matrix, (192, 160), COCO17, backdrop=BLACK)
-    wrists = (RIGHT_WRIST, LEFT_WRIST) if mirrored else (LEFT_WRIST, RIGHT_WRIST)
+    wrists = (RIGHT_WRIST, LEFT_WRIST) if mirror else (LEFT_WRIST, RIGHT_WRIST)
     for channel, joint in enumerate((NOSE, *wrists)):
         assert moved.keypoints[0, joint, 2] == 2
         assert moved.keypoints[0, joint, :2] == pytest.approx(dot(moved.image, channel), abs=0.25)
@@ -135,6 +138,117 @@ def test_covered_joints_are_occluded_and_stay_where_they_are() -> None:
         seen |= set(changed.keypoints[0, [NOSE, LEFT_WRIST, RIGHT_WRIST], 2].tolist())
     assert seen == {1.0, 2.0}
     assert np.array_equal(sample.image, sample_with_dots().image)
+
+
+def sample_with_masks() -> Sample:
+    """Two people who fill their boxes, the second a car in the data set's numbers."""
+    sample = sample_with_dots()
+    boxes = np.array([[20, 30, 100, 110], [10, 100, 50, 140]], np.float32)
+    masks = np.zeros((2, *sample.image.shape[:2]), np.uint8)
+    masks[0, 30:110, 20:100] = 1
+    masks[1, 100:140, 10:50] = 1
+    keypoints = np.concatenate([sample.keypoints, np.zeros_like(sample.keypoints)])
+    areas = masks.sum((1, 2)).astype(np.float32)
+    labels = np.array([1, 3])
+    return replace(sample, boxes=boxes, keypoints=keypoints, masks=masks, areas=areas, labels=labels)
+
+
+def extent(mask: np.ndarray) -> list[int]:
+    rows, columns = np.nonzero(mask)
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+@pytest.mark.parametrize("scale", [1.3, 0.7, 0.3])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_masks_follow_boxes(scale: float, mirror: bool) -> None:
+    matrix = np.array([[-scale if mirror else scale, 0, 150.0 if mirror else 10], [0, scale, -4]])
+    moved = warp(sample_with_masks(), matrix, (200, 160), COCO17)
+    assert moved.masks is not None
+    assert moved.masks.shape == (2, 200, 160)
+    assert moved.labels is not None
+    assert moved.labels.tolist() == [1, 3]
+    for mask, box, area in zip(moved.masks, moved.boxes, moved.areas, strict=True):
+        assert extent(mask) == pytest.approx(box, abs=1.01)
+        assert mask.sum() == pytest.approx(area, rel=0.09)
+    assert moved.areas[0] == pytest.approx(6400 * scale**2, rel=1e-3)
+
+
+def test_boxes_of_rotated_masks_are_their_extents() -> None:
+    angle = np.deg2rad(30)
+    linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = np.column_stack([linear, np.array([100.0, 100]) - linear @ [60, 70]])
+    moved = warp(sample_with_masks(), matrix, (200, 200), COCO17)
+    assert moved.masks is not None
+    for mask, box in zip(moved.masks, moved.boxes, strict=True):
+        assert extent(mask) == box.tolist()
+    # The corners of a square of 80, turned by 30 degrees.
+    assert moved.boxes[0, 2] - moved.boxes[0, 0] == pytest.approx(80 * (np.cos(angle) + np.sin(angle)), abs=2)
+
+
+def test_the_part_of_a_mask_outside_the_canvas_counts_neither_for_area_nor_for_staying() -> None:
+    sample = sample_with_masks()
+    moved = warp(sample, np.array([[1.0, 0, -40], [0, 1, 0]]), (150, 120), COCO17)
+    assert moved.masks is not None
+    assert moved.labels is not None
+    assert moved.labels.tolist() == [1, 3]
+    assert moved.boxes.tolist() == [[0, 30, 60, 110], [0, 100, 10, 140]]
+    assert moved.areas[0] == pytest.approx(60 * 80)
+    assert moved.masks[0].sum() == 60 * 80
+    moved = warp(sample, np.array([[1.0, 0, -45], [0, 1, 0]]), (150, 120), COCO17)
+    assert moved.labels is not None
+    assert moved.labels.tolist() == [1]
+    assert moved.ignore.tolist() == [[0, 100, 5, 140]]
+
+
+def test_mosaics_keep_masks_in_their_tiles() -> None:
+    settings = Augmentation(rotate=0, flip=0, half_body=0)
+    generator = np.random.default_rng(6)
+    plain = replace(sample_with_dots(), boxes=np.zeros((0, 4), np.float32), keypoints=np.zeros((0, 17, 3), np.float32))
+    plain = replace(plain, areas=np.zeros(0, np.float32))
+    mosaic = random_mosaic([sample_with_masks()] * 3 + [plain], (320, 320), COCO17, settings, generator)
+    assert mosaic.masks is not None
+    assert mosaic.labels is not None
+    assert len(mosaic.masks) == len(mosaic.boxes) == len(mosaic.labels) > 2
+    for mask, box in zip(mosaic.masks, mosaic.boxes, strict=True):
+        # Boxes end at pixel centres of the source, masks half a pixel beyond: enlarged, that is more than one.
+        assert extent(mask) == pytest.approx(box, abs=2)
+    # Somebody without a mask leaves the canvas without masks.
+    mosaic = random_mosaic([sample_with_masks()] * 3 + [sample_with_dots()], (320, 320), COCO17, settings, generator)
+    assert mosaic.masks is None
+    assert mosaic.labels is not None
+
+
+def test_patches_end_masks_and_shrink_areas() -> None:
+    settings = Augmentation(occlude=1, colour=0, blur=0)
+    sample = sample_with_masks()
+    assert sample.masks is not None
+    before = sample.masks.copy()
+    covered = 0
+    for seed in range(20):
+        changed = random_appearance(sample, settings, np.random.default_rng(seed))
+        assert changed.masks is not None
+        assert (changed.masks <= before).all()
+        assert changed.areas == pytest.approx(changed.masks.sum((1, 2)))
+        same = (changed.image == sample.image).all(axis=2)
+        # Whatever of a mask is left shows the person still.
+        assert same[changed.masks.any(axis=0)].all()
+        covered += int(changed.masks.sum() < before.sum())
+    assert covered > 15
+    assert np.array_equal(sample.masks, before)
+
+
+def test_the_mirror_image_of_a_whole_image() -> None:
+    sample = sample_with_masks()
+    once = mirrored(sample, COCO17)
+    assert np.array_equal(once.image, sample.image[:, ::-1])
+    assert once.boxes.tolist() == [[20, 30, 100, 110], [70, 100, 110, 140]]
+    assert once.masks is not None
+    assert [extent(mask) for mask in once.masks] == once.boxes.astype(int).tolist()
+    assert once.keypoints[0, RIGHT_WRIST].tolist() == [119 - 90, 60, 2]
+    twice = mirrored(once, COCO17)
+    assert np.array_equal(twice.image, sample.image)
+    assert np.array_equal(twice.keypoints, sample.keypoints)
+    assert np.array_equal(twice.boxes, sample.boxes)
 
 
 def check_bounds(sample: Sample, size: tuple[int, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,98 @@ def test_one_cycle_and_the_trunk_share(tmp_path: Path) -> None:
     assert {group["weight_decay"] for group in run.optimizer.param_groups} == {0.0, 0.02}
 
 
+def test_steps_and_their_warm_up(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=210, schedule="steps", milestones=(170 / 210, 200 / 210), warmup_steps=10)
+    rates = []
+    for run.step in range(210):
+        rates.append(run.learning_rate())
+    # From a thousandth in a straight line: torchvision's LinearLR.
+    assert rates[0] == pytest.approx(0.01 * 0.001)
+    assert rates[5] == pytest.approx(0.01 * (0.001 + 0.999 * 5 / 10))
+    assert set(rates[10:170]) == {0.01}
+    assert rates[169:171] == pytest.approx([0.01, 0.001])
+    assert rates[199:201] == pytest.approx([0.001, 0.0001])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "decays"), [("adamw", "AdamW", {0.0, 0.5}), ("adam", "Adam", {0.5}), ("sgd", "SGD", {0.5})]
+)
+def test_optimizers(tmp_path: Path, name: str, kind: str, decays: set[float]) -> None:
+    run = trainer(tmp_path, optimizer=name, weight_decay=0.5, momentum=0.8)
+    assert type(run.optimizer).__name__ == kind
+    assert {group["weight_decay"] for group in run.optimizer.param_groups} == decays
+    assert {group.get("momentum", 0.8) for group in run.optimizer.param_groups} == {0.8}
+    run.fit(data(0))
+    assert len(losses(tmp_path)) == 12
+
+
+def test_one_step_of_sgd_by_hand(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=1, optimizer="sgd", clip=None, weight_decay=0.1, trunk_rate=1.0, average_decay=0.0)
+    twin = Toy()
+    twin.load_state_dict(run.model.state_dict())
+    run.settings = replace(run.settings, schedule="steps")
+    run.fit(data(0))
+    torch.manual_seed(0)
+    images, targets = next(data(0))
+    twin(list(images), targets)["loss_colour"].backward()
+    for name, parameter in twin.named_parameters():
+        assert parameter.grad is not None
+        expected = parameter - 0.01 * (parameter.grad + 0.1 * parameter)
+        assert torch.allclose(run.model.get_parameter(name), expected, rtol=1e-5, atol=1e-7), name
+
+
+class Plain(nn.Module):
+    """A mean over the batch without statistics and random numbers, so that halves of a batch add up to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(192, 3)
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        output = self.head(torch.stack(images).flatten(1))
+        return {"loss_colour": ((output - torch.stack([target["colour"] for target in targets])) ** 2).mean()}
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    def halves() -> Iterator[Batch]:
+        for images, targets in data(0):
+            yield images[:2], targets[:2]
+            yield images[2:], targets[2:]
+
+    models = []
+    for accumulate, source in ((1, data(0)), (2, halves())):
+        torch.manual_seed(1)
+        models.append(Plain())
+        directory = tmp_path / str(accumulate)
+        run = Trainer(models[-1], Settings(steps=4, accumulate=accumulate, log_every=1), directory)
+        run.fit(source)
+        assert run.next_batch == 4 * accumulate
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+    for whole, parts in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+def test_without_an_average_the_weights_are_given_as_they_are(tmp_path: Path) -> None:
+    run = trainer(tmp_path, average_decay=0.0)
+    run.fit(data(0))
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, run.average.state_dict()[name]), name
+
+
+def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path: Path) -> None:
+    trainer(tmp_path).fit(data(0))
+    path = tmp_path / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    for name in ("optimizer", "schedule", "momentum", "milestones", "warmup_steps", "accumulate"):
+        del state["settings"][name]
+    torch.save(state, path)
+    run = trainer(tmp_path, steps=14)
+    assert run.step == 12
+    run.fit(data(run.next_batch))
+    with pytest.raises(InputError, match="was trained with optimizer adamw, asked for is sgd"):
+        trainer(tmp_path, optimizer="sgd")
+
+
 def test_a_run_by_time_ends_and_frozen_parameters_stay(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = Toy()
@@ -167,8 +260,15 @@ def test_settings_are_checked() -> None:
     for wrong in ({}, {"steps": 3, "minutes": 1.0}):
         with pytest.raises(InputError, match="exactly one of steps and minutes"):
             Settings(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="learning_rate must be positive"):
-        Settings(steps=3, learning_rate=0)
+    for settings, message in (
+        ({"learning_rate": 0}, "learning_rate must be positive, got 0"),
+        ({"accumulate": 0}, "accumulate must be positive, got 0"),
+        ({"optimizer": "lion"}, "optimizer must be one of adamw, adam, sgd, got 'lion'"),
+        ({"schedule": "flat"}, "schedule must be one of one_cycle, steps, got 'flat'"),
+        ({"milestones": (0.5, 1.5)}, "milestones must be rising shares of the run between 0 and 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Settings(steps=3, **settings)  # type: ignore[arg-type]
 
 
 def test_float16_needs_a_gpu(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pyposeext.cli import train as command_module
 from pyposeext.cli.train import TrainArguments, main, train
 from pyposeext.errors import InputError
 from pyposeext.io.weights import read_manifest
+from pyposeext.layers.resnet import ResNet
 from pyposeext.models import create_model
 from tests.training.generated import write_people
 
@@ -41,6 +42,42 @@ def test_from_data_to_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert manifest["licence"] == "test"
     model = create_model("keypoint_rcnn_efficientnet_lite0_fpn", output / "weights.safetensors")
     assert {"boxes", "keypoints"} <= set(model([torch.rand(3, 64, 64)])[0])
+
+
+def test_a_top_down_model_from_an_imagenet_trunk_to_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_people(tmp_path / "set", count=2)
+    entry = f"{tmp_path}/set/people.json:{tmp_path}/set/images"
+    trunk = ResNet(18)
+    torch.save({**trunk.state_dict(), "fc.weight": torch.zeros(1000, 512)}, tmp_path / "resnet18.pth")
+    output = tmp_path / "run"
+    arguments = ["--model", "simple_baseline_resnet18", "--arguments", '{"input_size": [64, 64]}', "--recipe", "hrnet"]
+    arguments += ["--data", entry, "--val", entry, "-o", str(output), "--steps", "2", "--batch-size", "2"]
+    arguments += ["--backbone-weights", str(tmp_path / "resnet18.pth"), "--learning-rate", "1e-6", "--colour", "0.5"]
+    arguments += ["--progress", "json", "--workers", "0", "--device", "cpu", "--weigh-joints", "--store", "float32"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.err.splitlines()[-1])["losses"].keys() == {"loss_heatmap", "total"}
+    assert printed.out.startswith("people  keypoints  AP ")
+    model: Any = create_model("simple_baseline_resnet18", output / "weights.safetensors")
+    assert model.input_size == (64, 64)
+    # Two steps at that rate leave the trunk where it was.
+    assert torch.allclose(model.trunk.conv1.weight, trunk.conv1.weight, atol=1e-5)
+    settings = torch.load(output / "checkpoint.pt", weights_only=True)["settings"]
+    assert (settings["optimizer"], settings["learning_rate"], settings["schedule"]) == ("adam", 1e-6, "steps")
+
+
+def test_a_mask_rcnn_by_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_people(tmp_path / "set", count=2, masks=True)
+    entry = f"{tmp_path}/set/people.json:{tmp_path}/set/images"
+    arguments = ["--model", "mask_rcnn_resnet18_fpn", "--recipe", "mask_rcnn", "--data", entry, "--val", entry]
+    builder = {"num_classes": 2, "min_size": 64, "proposals": [20, 4], "frozen_norm": False, "detections_per_image": 2}
+    arguments += ["-o", str(tmp_path / "run"), "--steps", "1", "--arguments", json.dumps(builder), "--batch-size", "1"]
+    assert main([*arguments, "--progress", "json", "--workers", "0", "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    line = json.loads(printed.err.splitlines()[-1])
+    assert "loss_mask" in line["losses"]
+    assert "loss_keypoint" not in line["losses"]
+    assert {row.split()[1] for row in printed.out.splitlines()} == {"boxes", "masks"}
 
 
 def torchrun_command(tmp_path: Path, *options: str) -> list[str]:
@@ -109,6 +146,10 @@ def test_every_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyP
         ({"arguments": "[1]"}, "arguments must be a JSON object"),
         ({"canvas": (100,)}, "canvas must be multiples of 32"),
         ({"canvas": ()}, r"canvas must be multiples of 32 from 64 on, or 0 for whole images, got \(\)"),
+        ({"weigh_joints": True}, "weigh_joints is for top-down models, and keypoint_rcnn"),
+        ({"colour": 0.5}, "colour is for top-down models"),
+        ({"model": "hrnet_w18_small", "canvas": (320,)}, "canvas is for detectors"),
+        ({"model": "hrnet_w18_small", "colour": 2.0}, "colour must be a probability"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"recipe": "yolo"}, "recipe must be one of default, hrnet, mask_rcnn, got 'yolo'"),
         ({"milestones": (0.9, 0.5)}, "milestones must be rising shares"),
