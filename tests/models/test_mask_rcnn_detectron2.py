@@ -297,7 +297,27 @@ def test_box_regression_loss(name, beta):
 # Keypoints and masks.
 
 
+def test_a_side_just_below_224_stays_on_the_finer_level():
+    maps = [torch.full((1, 1, 512 // 2**level, 512 // 2**level), float(level)) for level in range(2, 6)]
+    # By 3e-7: less than torchvision forgives, more than detectron2 does.
+    box = torch.tensor([[0.0, 0, 223.99994, 223.99994]])
+    assert pooler(7, DETECTRON2)(maps, [box])[0, 0, 0, 0].round() == 3
+    assert pooler(7, TORCHVISION)(maps, [box])[0, 0, 0, 0].round() == 4
+
+
+def test_keypoints_lie_in_the_middle_of_their_pixels():
+    with torch.device("meta"):
+        transform = create_model(KEYPOINTS, min_size=40).transform
+    joint = torch.tensor([[[3.0, 7, 2]]])
+    target = {"boxes": torch.tensor([[0.0, 0, 20, 20]]), "labels": torch.ones(1, dtype=torch.int64), "keypoints": joint}
+    batch, moved = transform([torch.rand(3, 20, 20)], [target], training=True)
+    assert moved[0]["keypoints"].tolist() == [[[7.0, 15, 2]]]
+    assert transform.restore([{"keypoints": moved[0]["keypoints"]}], batch)[0]["keypoints"].tolist() == joint.tolist()
+
+
 def test_keypoint_rois_show_a_visible_joint():
+    with torch.device("meta"):
+        assert create_model(KEYPOINTS).roi_heads.settings.keypoint_rois_visible
     proposals = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 5, 5], [0, 0, 10, 10]])
     matches = torch.tensor([0, 0, 0, 1])
     keypoints = torch.tensor([[[10.0, 10, 1], [25, 5, 0]], [[5, 5, 0], [50, 50, 2]]])

@@ -16,7 +16,7 @@ _LICENCE = "CC BY-SA 3.0 (detectron2's model zoo)"
 
 
 def _published(group: str, name: str, file: str) -> Checkpoint:
-    """A file of the model zoo. What its name ends on is not known to be the beginning of its SHA-256."""
+    """A file of the model zoo; its name ends on the beginning of its MD5 (MODEL_ZOO.md), not of its SHA-256."""
     return Checkpoint(name, f"{_SOURCE}COCO-{group}/{name}/{file}", _LICENCE)
 
 

@@ -121,13 +121,6 @@ def masks_in_image(cells: Tensor, boxes: Tensor, size: Size, form: MaskForm, rul
     return ops.paste_masks(cells, boxes, size, None, rule)[:, None]
 
 
-def _of_class(maps: Tensor, labels: Tensor) -> Tensor:
-    """The maps [R, m, m] of each row's class out of [R, C, m, m], or the only ones."""
-    if maps.shape[1] == 1:
-        return maps[:, 0]
-    return maps[torch.arange(len(labels), device=labels.device), labels]
-
-
 def select_mask_rois(labels: Tensor, target: Target) -> Tensor:
     """Rows of one image's sampled proposals that the mask loss is computed on: the foreground, if it has masks."""
     rows = torch.where(labels > 0)[0]
@@ -144,3 +137,10 @@ def all_mask_targets(
         if len(image_boxes)
     ]
     return torch.cat(parts) if parts else boxes[0].new_zeros(0, size, size)
+
+
+def _of_class(maps: Tensor, labels: Tensor) -> Tensor:
+    """The maps [R, m, m] of each row's class out of [R, C, m, m], or the only ones."""
+    if maps.shape[1] == 1:
+        return maps[:, 0]
+    return maps[torch.arange(len(labels), device=labels.device), labels]

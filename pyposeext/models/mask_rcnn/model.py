@@ -134,13 +134,17 @@ class MaskRCNN(nn.Module):
         if self.has_keypoints:
             for detection, found in zip(detections, self.roi_heads.keypoints(features, boxes, heatmaps), strict=True):
                 detection.update(found)
-        cells = []
         if self.has_masks:
-            cells = self.roi_heads.masks(features, boxes, [detection["labels"] for detection in detections])
-        restored = self.transform.restore(detections, batch)
-        for detection, image_cells, size in zip(restored, cells, batch.original_sizes, strict=False):
-            detection["masks"] = masks_in_image(image_cells, detection["boxes"], size, form, self.mask_rule)
-        return restored
+            labels = [detection["labels"] for detection in detections]
+            for detection, cells in zip(detections, self.roi_heads.masks(features, boxes, labels), strict=True):
+                detection["masks"] = cells
+        detections = self.transform.restore(detections, batch)
+        if self.has_masks:
+            # Masks are laid into the images as they were given, not into the batch's.
+            for detection, size in zip(detections, batch.original_sizes, strict=True):
+                cells, found_boxes = detection["masks"], detection["boxes"]
+                detection["masks"] = masks_in_image(cells, found_boxes, size, form, self.mask_rule)
+        return detections
 
     def detect_boxes(self, images: Sequence[Tensor], resize: bool = True) -> list[dict[str, Any]]:
         """Detections without masks and joints: "boxes" [D, 4], "labels" [D] and "scores" [D] as `forward` gives them.
