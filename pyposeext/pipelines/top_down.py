@@ -41,6 +41,8 @@ class TopDownEstimator(Estimator):
     def people_in(self, image: NDArray[np.uint8], boxes: ArrayLike, scores: ArrayLike) -> Poses:
         """The people in detected boxes as COCO's protocol takes them: rescored, suppressed by OKS, best first.
 
+        Their scores are not clamped: they only rank, and those above 1 would all be the same.
+
         Args:
             image: RGB uint8 [H, W, 3].
             boxes: [N, 4], x1, y1, x2, y2 in pixels; all are taken, whatever their score and number.
@@ -62,7 +64,8 @@ class TopDownEstimator(Estimator):
         found = [each.best(score_threshold, maximum) for each in self.detector.detect(inputs)]
         people = self._suppressed([each.image for each in inputs], found, rescored=not tracked)
         oks, joint_score = self.settings.duplicate_oks, self.settings.duplicate_joint_score
-        return [remove_duplicates(poses, oks, joint_score) for poses in people]
+        unique = [remove_duplicates(poses, oks, joint_score) for poses in people]
+        return [replace(poses, scores=poses.scores.clip(0, 1)) for poses in unique]
 
     def _poses_in(
         self, image: NDArray[np.uint8], boxes: NDArray[np.float32], scores: NDArray[np.float32] | None
@@ -71,7 +74,7 @@ class TopDownEstimator(Estimator):
         poses, _ = self._estimate([image], [Detections(boxes, given)])[0]
         whole = repaired_joints(poses)
         if whole is poses:
-            return poses
+            return replace(poses, scores=poses.scores.clip(0, 1))
         joints = torch.from_numpy(whole.keypoints[..., 2].copy())
         people: Tensor = self.model.person_scores(torch.from_numpy(given.copy()), joints)
         return replace(whole, scores=people.numpy().clip(0, 1))
@@ -159,7 +162,7 @@ class TopDownEstimator(Estimator):
         scores = keypoints[..., 2]
         # A heatmap without numbers has its maximum at minus infinity: clamped, it would look like a number.
         keypoints[..., 2] = np.where(np.isfinite(scores), scores.clip(0, 1), np.nan)
-        return Poses(keypoints, boxes, rows[:, -2].clip(0, 1), self.skeleton)
+        return Poses(keypoints, boxes, rows[:, -2], self.skeleton)
 
 
 def _table(place: int, found: Detections) -> NDArray[np.float64]:

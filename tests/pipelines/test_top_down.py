@@ -76,6 +76,9 @@ def test_scores_are_clamped_to_one():
     poses = estimator_of(model=model).image(blob(CENTRES), boxes_around(CENTRES))
     assert poses.keypoints[..., 2].max() == 1
     assert poses.scores.max() == 1
+    # Clamped scores above 1 would tie in an evaluation.
+    ranked = estimator_of(model=model).people_in(blob(CENTRES), boxes_around(CENTRES), [1, 1, 1])
+    assert ranked.scores.min() > 1
 
 
 def test_people_are_found_in_the_boxes_of_the_detector_best_first():
