@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints it alone, without a traceback, and exits with code 2.
     """
+
+
+class UnwritableError(InputError):
+    """A file that cannot be written where it was to go, or not to its end; nothing is wrong with its contents."""

@@ -172,6 +172,7 @@ class _Part:
     def append(self, block: bytes) -> None:
         try:
             self._file.write(block)
+            self._file.flush()
         except OSError as error:
             raise InputError(f"cannot write {_part_name(self.path)}: {error.strerror or error}") from error
         self.digest.update(block)

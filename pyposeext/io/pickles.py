@@ -154,6 +154,7 @@ def _from_bytes(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray[Any
     if not isinstance(raw, bytes | bytearray):
         raise _RefusedError("an array of objects")
     values = np.frombuffer(raw, dtype.numpy) if len(raw) else np.zeros(0, dtype.numpy)
+    values.flags.writeable = False
     return values.reshape(shape, order="F" if order == "F" else "C")
 
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pyposeext.errors import InputError
+from pyposeext.errors import InputError, UnwritableError
 from pyposeext.io.atomic import PendingFile
 
 # What a manifest may say. `model` is required; `arguments` are the builder's, as JSON can hold them.
@@ -66,8 +66,9 @@ def save_weights(
     try:
         safetensors.torch.save_file(stored, pending.temporary, metadata=metadata)
         pending.commit()
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, safetensors.SafetensorError) as error:  # the latter where the disk is full
+        reason = getattr(error, "strerror", None) or error
+        raise UnwritableError(f"cannot write {path}: {reason}") from error
     finally:
         pending.discard()
 

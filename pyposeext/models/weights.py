@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pyposeext
-from pyposeext.errors import InputError
+from pyposeext.errors import InputError, UnwritableError
 from pyposeext.io.download import Received, download, exclusive, part_files
 from pyposeext.io.pickles import NUMPY_NUMBERS, read_pickle, tensors_of
 from pyposeext.io.weights import (
@@ -80,8 +80,9 @@ def weights_file(weights: str | Path) -> Path:
     path = Path(weights)
     if path.is_file():
         return path
-    if any(checkpoint.name == name for _, checkpoint in list_checkpoints()):
-        raise InputError(f"weights {name} are not on this machine: `pyposeext weights get {name}` fetches them")
+    for _, checkpoint in list_checkpoints():
+        if checkpoint.name == name:
+            raise InputError(f"weights {name} are not on this machine: {_how_to_get(checkpoint)}")
     return path if path.suffix else weights_path(name)
 
 
@@ -95,14 +96,27 @@ def weights_of_model(name: str) -> Path:
         return weights_path(name)
     if name in ALIASES:
         raise InputError(f"this installation has no {name} weights: give a weight file (.safetensors)")
-    published = [checkpoint.name for checkpoint in model_entry(name).checkpoints]
-    here = [checkpoint for checkpoint in published if checkpoint in list_cached_weights()]
+    published = model_entry(name).checkpoints
+    cached = list_cached_weights()
+    here = [checkpoint.name for checkpoint in published if checkpoint.name in cached]
     if len(here) == 1:
         return cached_weights_path(here[0])
     if here:
         raise InputError(f"model {name} has several weights here: say with weights which of {', '.join(here)}")
-    get = f", or fetch one of {', '.join(published)} with `pyposeext weights get`" if published else ""
-    raise InputError(f"this installation has no weights of the model {name}: give a weight file (.safetensors){get}")
+    way = ""
+    if published:
+        names = ", ".join(checkpoint.name for checkpoint in published)
+        way = f"; published are {names}: for the first, {_how_to_get(published[0])}"
+    raise InputError(f"this installation has no weights of the model {name}: give a weight file (.safetensors){way}")
+
+
+def _how_to_get(checkpoint: Checkpoint) -> str:
+    if checkpoint.direct:
+        return f"`pyposeext weights get {checkpoint.name}` fetches it"
+    return (
+        f"download the file by hand from {checkpoint.source}, "
+        f"then `pyposeext weights convert FILE --checkpoint {checkpoint.name}`"
+    )
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
@@ -251,10 +265,7 @@ def get_weights(name: str, on_progress: Callable[[Received], None] | None = None
     entry, checkpoint = checkpoint_named(name)
     target = cached_weights_path(name)
     if not checkpoint.direct and not target.is_file():
-        raise InputError(
-            f"{name} must be downloaded by hand from {checkpoint.source}; "
-            f"`pyposeext weights convert FILE --checkpoint {name}` then makes it known by its name"
-        )
+        raise InputError(f"{name} is given out by a web page only: {_how_to_get(checkpoint)}")
     with exclusive(target):
         if not target.is_file():
             fetched = _fetched_file(checkpoint)
@@ -262,6 +273,8 @@ def get_weights(name: str, on_progress: Callable[[Received], None] | None = None
                 download(checkpoint.source, fetched, checkpoint.sha256, on_progress=on_progress, **options)
             try:
                 convert_checkpoint(fetched, entry.name, target, checkpoint=name)
+            except UnwritableError:
+                raise
             except InputError:
                 # It is not what it should be: the next attempt has to fetch it again.
                 fetched.unlink()

@@ -12,10 +12,9 @@ from pyposeext.errors import InputError
 from pyposeext.layers.folding import fold_norms
 from pyposeext.pipelines.settings import Precision
 
+# With all powers of two below the limit of sizes that PyTorch compiles, one is left for the largest batch.
+_LARGEST_POWER = 32
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# The parts of a model that are tensors in and tensors out, whatever the number of people.
-_COMPILED_PARTS = ("trunk", "head", "backbone")
 
 
 def accelerated(
@@ -26,10 +25,12 @@ def accelerated(
     Args:
         model: any of `pyposeext.models`.
         device: where the copy runs.
-        precision: of weights and activations. Norms are folded in float32 before they are rounded. bfloat16 moves
-            joints by a fraction of a heatmap's pixel; on a CPU it pays where the CPU multiplies bfloat16 natively.
-        compiled: trunk and head go through `torch.compile`, on a GPU with CUDA graphs. Every new batch size is compiled
-            anew, so feed it few: `padded_count`. On a CPU it needs a C++ compiler.
+        precision: of weights and activations. Norms are folded in float32 before they are rounded. bfloat16 has 8
+            bits: joints move by up to about a heatmap's pixel, boxes by a few pixels, and people at the threshold may
+            come or go. On a CPU it pays where the CPU multiplies bfloat16 natively.
+        compiled: what is tensors in and tensors out goes through `torch.compile`, on a GPU with CUDA graphs. Every new
+            size is compiled anew, and after PyTorch's limit of 8 the rest runs as it is: feed it few (`padded_count`).
+            On a CPU it needs a C++ compiler.
 
     Raises:
         InputError: an unknown precision, or float16 on a CPU.
@@ -42,13 +43,36 @@ def accelerated(
     fold_norms(prepared)
     prepared = prepared.to(device=device, dtype=_DTYPES[precision], memory_format=torch.channels_last)
     if compiled:
-        mode = "reduce-overhead" if device.type == "cuda" else "default"
-        for name in _COMPILED_PARTS:
-            part = getattr(prepared, name, None)
-            if part is not None:
-                setattr(prepared, name, torch.compile(part, mode=mode, dynamic=False))
+        _compile_parts(prepared, "reduce-overhead" if device.type == "cuda" else "default")
     accelerated_model: nn.Module = prepared
     return accelerated_model
+
+
+class CompiledPart(nn.Module):
+    """A network as one compiled function, whose results stay when it is called again: a CUDA graph overwrites its own.
+
+    Args:
+        network: from a tensor to a tensor or to several.
+        mode: of `torch.compile`.
+    """
+
+    def __init__(self, network: nn.Module, mode: str) -> None:
+        super().__init__()
+        self.network = torch.compile(network, mode=mode, dynamic=False)
+
+    def forward(self, input: torch.Tensor) -> Any:
+        output = self.network(input)
+        return output.clone() if isinstance(output, torch.Tensor) else [part.clone() for part in output]
+
+
+def _compile_parts(model: Any, mode: str) -> None:
+    """Compiles, in place, the parts of a model that do not depend on what is found."""
+    if hasattr(model, "trunk"):
+        # One function, not two: a graph of its own for the head would find the trunk's results overwritten.
+        model.trunk = CompiledPart(nn.Sequential(model.trunk, model.head), mode)
+        model.head = nn.Identity()
+    else:
+        model.backbone = CompiledPart(model.backbone, mode)
 
 
 def prepare_model(model: Any, device: torch.device) -> Any:
@@ -57,5 +81,5 @@ def prepare_model(model: Any, device: torch.device) -> Any:
 
 
 def padded_count(count: int, most: int) -> int:
-    """The batch size that `count` items, at most `most`, are padded to: a power of two or `most` itself."""
-    return min(1 << max(count - 1, 0).bit_length(), most)
+    """The batch size that `count` items, at most `most`, are padded to: 1, 2, 4, 8, 16, 32 or `most` itself."""
+    return most if count > _LARGEST_POWER else min(1 << max(count - 1, 0).bit_length(), most)

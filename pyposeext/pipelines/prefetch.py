@@ -51,4 +51,16 @@ def prefetch(items: Iterable[Item], size: int = 4) -> Generator[Item, None, None
             yield item
     finally:
         stopped.set()
-        thread.join()
+        _join(thread)
+
+
+def _join(thread: threading.Thread) -> None:
+    """Waits for a thread also through Ctrl-C: one that goes on while the interpreter ends would crash it."""
+    interrupted = False
+    while thread.is_alive():
+        try:
+            thread.join()
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pyposeext import ops
 from pyposeext.errors import InputError
+from pyposeext.pipelines.acceleration import padded_count
 from pyposeext.pipelines.crops import cut_out
 from pyposeext.pipelines.detectors import (
     PERSON,
@@ -138,12 +139,18 @@ class RCNNEstimator(Estimator):
         """[N, K, 3] of one batch of people."""
         settings = self.settings
         crops = cut_out(image, boxes, (settings.crop_height, settings.crop_width), settings.crop_margin)
-        placed = torch.from_numpy(crops.boxes).to(self.device)
+        images, places = list(crops.images), crops.boxes
+        if settings.compiled:
+            # Few batch sizes, or everything is compiled anew: the last person is looked at once more.
+            repeats = padded_count(len(boxes), settings.people_per_batch) - len(boxes)
+            images += images[-1:] * repeats
+            places = np.concatenate([places, np.repeat(places[-1:], repeats, axis=0)])
+        placed = torch.from_numpy(places).to(self.device)
         found = self.model.poses_in_boxes(
-            model_images(self.device, list(crops.images)), list(placed[:, None]), resize=False, heatmaps=True
-        )
+            model_images(self.device, images), list(placed[:, None]), resize=False, heatmaps=True
+        )[: len(boxes)]
         points = torch.cat([each["keypoints"][..., :2] for each in found]).float()
         scores = joint_scores(torch.cat([each["keypoint_heatmaps"] for each in found])).float()
         packed = torch.cat([points, scores[..., None]], dim=-1).cpu().numpy()
-        places = crops.to_source(packed[..., :2], self.model.transform.keypoint_offset)
-        return np.concatenate([places, packed[..., 2:]], axis=-1)
+        points_there = crops.to_source(packed[..., :2], self.model.transform.keypoint_offset)
+        return np.concatenate([points_there, packed[..., 2:]], axis=-1)

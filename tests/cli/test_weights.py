@@ -75,7 +75,7 @@ def test_a_model_alone_runs_with_the_weights_fetched_for_it(cache, monkeypatch):
     name = "keypoint_rcnn_efficientnet_lite0_fpn"
     files = (Checkpoint("small-pose", "https://example.org/a", "none"),)
     monkeypatch.setitem(registry._ENTRIES, name, replace(registry.model_entry(name), checkpoints=files))
-    with pytest.raises(InputError, match=f"no weights of the model {name}.*fetch one of small-pose"):
+    with pytest.raises(InputError, match=f"no weights of the model {name}.*weights get small-pose"):
         pyposeext.load(name, "cpu")
     save_model(cached_weights_path("small-pose"), create_model(name, min_size=64))
     for arguments in ({}, {"weights": "small-pose"}):
@@ -138,7 +138,10 @@ def test_wrong_input(published, tmp_path, capsys):
     output = ["-o", tmp_path / "a.safetensors"]
     for arguments, sentence in (
         (["get", "nothing"], "checkpoint must be one of"),
-        (["get", "small-page"], "must be downloaded by hand from https://example.org/page"),
+        (
+            ["get", "small-page"],
+            "is given out by a web page only: download the file by hand from https://example.org/page",
+        ),
         (["remove", "nothing"], "weights must be the name of some in the cache"),
         (["convert", file], "output must be given where --checkpoint does not name the file"),
         (["convert", file, "-o", "a.pth"], "output must end in .safetensors"),
@@ -147,7 +150,7 @@ def test_wrong_input(published, tmp_path, capsys):
         (["convert", file, *output, "--arguments", "[1]"], "arguments must be a JSON object"),
         (["convert", file, *output, "--arguments", '{"height": 1}'], "takes the arguments width, got 'height'"),
         (["convert", file, *output, "--arguments", '{"file": 1}'], "takes the arguments width, got 'file'"),
-        (["verify", "small-known"], "`pyposeext weights get small-known` fetches them"),
+        (["verify", "small-known"], "`pyposeext weights get small-known` fetches it"),
     ):
         assert sentence in error_of(capsys, *arguments), arguments
     assert not (tmp_path / "a.safetensors").exists()

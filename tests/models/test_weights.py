@@ -6,10 +6,11 @@ import hashlib
 import io
 
 import pytest
+import safetensors
 import torch
 from torch import nn
 
-from pyposeext.errors import InputError
+from pyposeext.errors import InputError, UnwritableError
 from pyposeext.io.weights import cache_folder, cached_weights_path, list_cached_weights, save_weights
 from pyposeext.models import create_model, register_model, registry
 from pyposeext.models.registry import Checkpoint
@@ -92,7 +93,8 @@ def test_a_model_takes_its_only_weights(published, cache):
     with serving(Behaviour(CONTENT)) as address:
         published(address)
         with pytest.raises(
-            InputError, match=r"no weights of the model small_linear.*or fetch one of small-known, small-"
+            InputError,
+            match=r"no weights of the model small_linear.*published are small-known, .*`pyposeext weights get small-",
         ):
             weights_of_model("small_linear")
         get_weights("small-known", **FAST)
@@ -143,14 +145,31 @@ def test_an_interrupted_conversion_does_not_fetch_again(published, cache, monkey
     assert list(cache.iterdir()) == [cached_weights_path("small-known")]
 
 
+def test_a_full_disk_does_not_cost_the_download(published, cache, monkeypatch):
+    def full(*_, **__):
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    behaviour = Behaviour(CONTENT)
+    with serving(behaviour) as address:
+        published(address)
+        with monkeypatch.context() as patch:
+            patch.setattr("safetensors.torch.save_file", full)
+            with pytest.raises(UnwritableError, match=r"cannot write .*No space left"):
+                get_weights("small-known", **FAST)
+        get_weights("small-known", **FAST)
+    assert len(behaviour.requests) == 1
+
+
 def test_files_that_must_be_fetched_by_hand(published, tmp_path):
     published()
     with pytest.raises(
         InputError,
-        match=r"small-page must be downloaded by hand from https://example\.org/page; `pyposeext weights convert FILE "
-        r"--checkpoint small-page`",
+        match=r"small-page is given out by a web page only: download the file by hand from https://example\.org/page, "
+        r"then `pyposeext weights convert FILE --checkpoint small-page`",
     ):
         get_weights("small-page")
+    with pytest.raises(InputError, match=r"small-page are not on this machine: download the file by hand from https"):
+        weights_file("small-page")
     with pytest.raises(InputError, match=r"checkpoint must be one of .*small-known, small-unknown.*, got 'nothing'"):
         get_weights("nothing")
     (tmp_path / "a.pth").write_bytes(CONTENT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from pyposeext.errors import InputError
 from pyposeext.layers.normalization import ConvNorm
 from pyposeext.models import create_model
 from pyposeext.models.top_down import TopDownPose
-from pyposeext.pipelines.acceleration import accelerated, padded_count
+from pyposeext.pipelines.acceleration import CompiledPart, accelerated, padded_count
 from pyposeext.skeletons import COCO17
 
 CPU = torch.device("cpu")
@@ -49,9 +51,31 @@ def test_a_detector_sees_the_same_features():
         torch.testing.assert_close(after, before, atol=1e-5 * float(before.abs().max()), rtol=0)
 
 
-def test_compiled_parts_are_those_of_tensors(model):
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler here")
+@torch.inference_mode()
+def test_a_compiled_model_gives_the_same_joints(model):
+    crops = torch.randn(2, 3, 64, 64)
     fast = accelerated(model, CPU, compiled=True)
-    assert type(fast.trunk).__name__ == type(fast.head).__name__ == "OptimizedModule"
+    for flip in (False, True):
+        for found, expected in zip(fast.estimate(crops, flip=flip), model.estimate(crops, flip=flip), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_results_of_a_compiled_part_are_its_callers(monkeypatch):
+    """A CUDA graph writes every result to the same place."""
+    place = torch.zeros(3)
+
+    def graph(network, **_):
+        class Graph(nn.Module):
+            def forward(self, input):
+                return place.copy_(network(input))
+
+        return Graph()
+
+    monkeypatch.setattr(torch, "compile", graph)
+    part = CompiledPart(nn.Identity(), "reduce-overhead")
+    first, second = part(torch.ones(3)), part(2 * torch.ones(3))
+    assert (first.tolist(), second.tolist()) == ([1, 1, 1], [2, 2, 2])
 
 
 def test_wrong_precision(model):
@@ -63,3 +87,5 @@ def test_wrong_precision(model):
 
 def test_padded_counts():
     assert [padded_count(count, 48) for count in (0, 1, 2, 3, 5, 33, 48)] == [1, 1, 2, 4, 8, 48, 48]
+    # PyTorch compiles 8 sizes of a function.
+    assert len({padded_count(count, 300) for count in range(1, 301)}) == 7

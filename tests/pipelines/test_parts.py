@@ -177,6 +177,26 @@ def test_closing_prefetch_ends_its_thread():
     assert threading.active_count() == before
 
 
+def test_an_interrupt_does_not_leave_the_thread_behind(monkeypatch):
+    """The interpreter may end only after the thread."""
+    ahead = prefetch(iter(range(100)), 2)
+    next(ahead)
+    join, waits = threading.Thread.join, []
+
+    def interrupted(thread, timeout=None):
+        waits.append(thread)
+        if len(waits) < 3:
+            raise KeyboardInterrupt
+        join(thread, timeout)
+
+    # Alive until it is joined, as one in the middle of a batch is.
+    monkeypatch.setattr(threading.Thread, "is_alive", lambda thread: len(waits) < 3)
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ahead.close()
+    assert len(waits) == 3
+
+
 def test_an_error_comes_in_its_place():
     def items():
         yield 1
