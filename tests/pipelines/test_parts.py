@@ -180,7 +180,7 @@ def test_closing_prefetch_ends_its_thread():
 
 
 _INTERRUPTED = """
-import _thread, sys, threading, time
+import signal, sys, threading, time
 from pyposeext.pipelines.prefetch import prefetch
 
 def items():
@@ -192,7 +192,7 @@ def items():
 ahead = prefetch(items())
 next(ahead)
 for delay in (0.2, 0.4):
-    threading.Timer(delay, _thread.interrupt_main).start()
+    threading.Timer(delay, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
 try:
     ahead.close()
 except KeyboardInterrupt:
