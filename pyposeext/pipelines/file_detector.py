@@ -27,6 +27,10 @@ _LARGEST = 1e9
 _LEAST_TOLERANCE = 1e-3
 
 
+class UnknownImageError(InputError):
+    """A file of detections does not say which of its boxes are an image's."""
+
+
 class FileDetector:
     """The people whose boxes a file holds.
 
@@ -83,7 +87,7 @@ class FileDetector:
         """As `pyposeext.pipelines.detectors.Detector`.
 
         Raises:
-            InputError: an image without a name, or one that the file does not know.
+            UnknownImageError: an image without a name, one that the file does not know, or one that it knows twice.
         """
         return [self.of_image(self._id_of(each)) for each in inputs]
 
@@ -93,10 +97,10 @@ class FileDetector:
         if image.number is not None:
             return image.number
         if not image.name:
-            raise InputError(_NAMELESS.format(self._path))
+            raise UnknownImageError(_NAMELESS.format(self._path))
         number = _last_number(image.name)
         if number is None:
-            raise InputError(f"detections {self._path} name images by number, but {image.name!r} has none")
+            raise UnknownImageError(f"detections {self._path} name images by number, but {image.name!r} has none")
         return number
 
 
@@ -141,10 +145,10 @@ class _Images:
         if image.number is not None:
             return self._only(self._numbers.get(image.number, []), f"of the number {image.number}")
         if not image.name:
-            raise InputError(_NAMELESS.format(self._path))
+            raise UnknownImageError(_NAMELESS.format(self._path))
         found = self._names.get(image.name) or self._last_parts.get(Path(image.name).name)
         if not found:
-            raise InputError(f"detections {self._path} know no image of the name {image.name!r}")
+            raise UnknownImageError(f"detections {self._path} know no image of the name {image.name!r}")
         return self._only(found, f"of the name {image.name!r}")
 
     def _at(self, time: float) -> Any:
@@ -157,7 +161,7 @@ class _Images:
 
     def _only(self, found: Sequence[Any], which: str) -> Any:
         if len(found) > 1:
-            raise InputError(
+            raise UnknownImageError(
                 f"detections {self._path} have more than one image {which}, so it is not known which is meant"
             )
         return found[0] if found else None
