@@ -71,6 +71,8 @@ class OnnxDetector:
       heights as shares of the image (DETR; classes are COCO's numbers, 1 the person).
     * "rtdetr": the same with C independent logits, 0 the person, or [1, N, 4 + C], such boxes and C scores (Ultralytics
       RT-DETR). Images are stretched to the graph's size, as RT-DETR is trained.
+    * "rtdetr_rows": [1, N, 6], such a box, score and class (later exports of Ultralytics RT-DETR). "auto" never takes
+      it, for it looks like "rows" in shares.
 
     Overlapping boxes of the first three are suppressed here.
 

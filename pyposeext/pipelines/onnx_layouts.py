@@ -147,6 +147,16 @@ def _read_rows(outputs: Outputs, person: int, size: Size) -> Found:
     return table[:, :4], table[:, 4]
 
 
+def _fits_rtdetr_rows(outputs: Outputs, person: int, size: Size, told: bool) -> bool:
+    # From corners as shares nothing tells them apart.
+    return told and _fits_rows(outputs, person, size, told)
+
+
+def _read_rtdetr_rows(outputs: Outputs, person: int, size: Size) -> Found:
+    boxes, scores = _read_rows(outputs, person, size)
+    return _corners(_in_pixels(boxes, size)), scores
+
+
 def _are_shares(boxes: Array) -> bool:
     """Whether coordinates are shares of the image; boxes of nothing but zeros say nothing."""
     return bool(boxes.size and boxes.any() and np.abs(boxes).max() <= _LARGEST_SHARE)
@@ -266,6 +276,7 @@ LAYOUTS = {
     "parts": Layout(_fits_parts, _read_parts, person=1, suppressed=True),
     "detr": Layout(_fits_detr, _read_detr, person=1, suppressed=True, values="imagenet"),
     "rtdetr": Layout(_fits_rtdetr, _read_rtdetr, suppressed=True, stretched=True),
+    "rtdetr_rows": Layout(_fits_rtdetr_rows, _read_rtdetr_rows, suppressed=True, stretched=True),
     "rows": Layout(_fits_rows, _read_rows, suppressed=True),
     "yolo": Layout(_fits_yolo, _read_yolo),
     "yolox": Layout(_fits_yolox, _read_yolox, values="byte", colours="bgr"),

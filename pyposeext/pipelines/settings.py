@@ -8,7 +8,9 @@ from typing import Literal, get_args
 from pyposeext.errors import InputError
 
 Precision = Literal["float32", "bfloat16", "float16"]
-OnnxLayout = Literal["auto", "yolo", "yolo_objectness", "yolox", "rows", "dets", "parts", "detr", "rtdetr"]
+OnnxLayout = Literal[
+    "auto", "yolo", "yolo_objectness", "yolox", "rows", "dets", "parts", "detr", "rtdetr", "rtdetr_rows"
+]
 OnnxValues = Literal["auto", "unit", "byte", "imagenet"]
 OnnxColours = Literal["auto", "rgb", "bgr"]
 

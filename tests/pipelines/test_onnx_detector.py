@@ -218,6 +218,9 @@ def test_a_layout_that_is_named_is_taken_where_it_can_be_read(tmp_path):
     table[0, 4, 0] = 0.9
     np.testing.assert_allclose(found({"output0": table}, layout="yolo").boxes, [EXPECTED], atol=1e-4)
     np.testing.assert_allclose(found(detr(50), layout="detr").boxes, [EXPECTED], atol=1e-4)
+    table = np.zeros((1, 300, 6), np.float32)
+    table[0, :3] = np.column_stack([SHARES, [0.9, 0, 0.95], [0, 0, 1]])
+    np.testing.assert_allclose(found({"output0": table}, layout="rtdetr_rows").boxes, [EXPECTED], atol=1e-4)
     # Deformable DETR: COCO's numbers without "no object".
     logits = np.full((1, 300, 91), -20, np.float32)
     logits[0, 0, 1] = np.log(9)
