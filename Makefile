@@ -11,7 +11,7 @@ BUILD_TOOLS = "scikit-build-core>=1.0" "pybind11>=3" "cmake>=3.30" ninja
 CLIP = $(OUT)/clip/Sports2D/Demo/demo.mp4
 BENCHMARKS = $(basename $(notdir $(wildcard benchmarks/ops/bench_*.py)))
 
-.PHONY: demo test test-emulated bench bench-table lint resources wheel release rebuild clean
+.PHONY: demo test test-emulated bench bench-models bench-table lint resources wheel release rebuild clean
 
 # torch comes first and pinned: a plain install would take the newest one, and with it gigabytes of CUDA libraries.
 $(VENV)/.torch:
@@ -51,6 +51,12 @@ bench: $(VENV)/.installed
 	  $(VENV)/bin/python -m benchmarks.ops.$$name --device $(DEVICE) --json benchmarks/results/$(DEVICE)/$${name#bench_}.json || exit 1; \
 	done
 	$(MAKE) bench-table
+
+# Networks against themselves run plainly, and what is around them; on a CPU about half an hour.
+bench-models: $(VENV)/.installed
+	mkdir -p benchmarks/results/models
+	$(VENV)/bin/python -m benchmarks.models.bench_top_down --device $(DEVICE) --json benchmarks/results/models/hrnet_w32_$(DEVICE).json
+	$(VENV)/bin/python -m benchmarks.models.bench_postprocessing --device $(DEVICE) --json benchmarks/results/models/postprocessing_$(DEVICE).json
 
 # The table of all results, in docs/kernels.md too, and the chart.
 bench-table: $(VENV)/.installed

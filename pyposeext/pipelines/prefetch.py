@@ -19,7 +19,7 @@ def prefetch(items: Iterable[Item], size: int = 4) -> Generator[Item, None, None
     Closing the generator stops the thread before it returns.
     """
     ready: queue.Queue[Any] = queue.Queue(maxsize=size)
-    stopped = threading.Event()
+    stopped, ended = threading.Event(), threading.Event()
 
     def put(entry: Any) -> bool:
         while not stopped.is_set():
@@ -38,6 +38,8 @@ def prefetch(items: Iterable[Item], size: int = 4) -> Generator[Item, None, None
             put((_END, None))
         except BaseException as error:  # handed on to the consumer
             put((_END, error))
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=read, name="pyposeext-prefetch", daemon=True)
     thread.start()
@@ -51,15 +53,20 @@ def prefetch(items: Iterable[Item], size: int = 4) -> Generator[Item, None, None
             yield item
     finally:
         stopped.set()
-        _join(thread)
+        _join(thread, ended)
 
 
-def _join(thread: threading.Thread) -> None:
-    """Waits for a thread also through Ctrl-C: one that goes on while the interpreter ends would crash it."""
+def _join(thread: threading.Thread, ended: threading.Event) -> None:
+    """Waits for a thread also through Ctrl-C: one that goes on while the interpreter ends would crash it.
+
+    It waits for `ended`, which the thread sets: a `join` that Ctrl-C breaks off takes the thread for ended.
+    """
     interrupted = False
-    while thread.is_alive():
+    while True:
         try:
+            ended.wait()
             thread.join()
+            break
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:
