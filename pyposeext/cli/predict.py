@@ -24,6 +24,7 @@ from pyposeext.viz.draw import draw_poses
 
 if TYPE_CHECKING:
     from pyposeext.pipelines.estimator import Estimator
+    from pyposeext.structures import Poses
 
 _FORMATS = ("coco", "overlay")
 _VIDEO_FORMATS = {"coco": "coco", "overlay": "mp4"}
@@ -35,7 +36,8 @@ class PredictArguments:
 
     Without -o the poses go to standard output as one JSON object in COCO's layout. With -o the folder gets
     NAME.coco.json and overlays: NAME.overlay.png of an image, one for each image of a folder, NAME.mp4 of a video.
-    Images of a folder that differ only in their suffix keep it in the name. Ctrl-C finishes a video's files with the
+    Images of a folder that differ only in their suffix keep it in the name; one that cannot be read, or that a file of
+    detections does not know, is said and left out. Ctrl-C finishes a video's files with the
     frames so far.
 
     Attributes:
@@ -52,7 +54,7 @@ class PredictArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code: 0, or 2 where a video could not be read to its end, or an image of a folder not at all."""
+    """The exit code: 0, or 2 where a video could not be read to its end, or an image of a folder was left out."""
     options = parse(PredictArguments, "predict", arguments)
     for name in options.formats or ("",):
         if name not in _FORMATS:
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     first = next(images, None)
     if first is not None:
         estimator = options.common.run.load(options.common.estimator)
-        _predict_images(options, estimator, first, images)
+        _predict_images(options, estimator, _chain(first, images), problems)
     _say(problems)
     return 2 if problems else 0
 
@@ -104,9 +106,10 @@ def _images(source: str, problems: list[str]) -> Iterator[tuple[str, NDArray[np.
 def _predict_images(
     options: PredictArguments,
     estimator: Estimator,
-    first: tuple[str, NDArray[np.uint8]],
-    others: Iterator[tuple[str, NDArray[np.uint8]]],
+    images: Iterator[tuple[str, NDArray[np.uint8]]],
+    problems: list[str],
 ) -> None:
+    """Write what is found; an image of a folder whose boxes are not known is a sentence more in `problems`."""
     drawing = options.common.drawing
     stem = "stdin" if options.input == "-" else Path(options.input).resolve().stem
     target = sys.stdout if options.output is None else options.output / f"{stem}.coco.json"
@@ -114,9 +117,10 @@ def _predict_images(
     writer = None
     if options.output is None or "coco" in options.formats:
         writer = CocoWriter(target, estimator.skeleton, stem, drawing.keypoint_threshold)
+    found = False
     try:
-        for name, image in _chain(first, others):
-            poses = estimator.image(image, name=name)
+        for name, image, poses in _estimated(estimator, images, problems if Path(options.input).is_dir() else None):
+            found = True
             if writer is not None:
                 writer.write_image(poses, name, image.shape[1::-1])
             if options.output is not None and "overlay" in options.formats:
@@ -128,12 +132,31 @@ def _predict_images(
                     masks=drawing.masks,
                 )
                 write_image(options.output / overlays.get(name, f"{Path(name).stem}.overlay.png"), drawn)
-        if writer is not None:
+        if writer is not None and found:
             writer.close()
+        elif writer is not None:
+            writer.discard()
     except BaseException:
         if writer is not None:
             writer.discard()
         raise
+
+
+def _estimated(
+    estimator: Estimator, images: Iterator[tuple[str, NDArray[np.uint8]]], problems: list[str] | None
+) -> Iterator[tuple[str, NDArray[np.uint8], Poses]]:
+    """Each image with its people; without `problems` an image whose boxes are not known is an error."""
+    from pyposeext.pipelines.file_detector import UnknownImageError
+
+    for name, image in images:
+        try:
+            poses = estimator.image(image, name=name)
+        except UnknownImageError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+            continue
+        yield name, image, poses
 
 
 def _overlay_names(source: str) -> dict[str, str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_type_hints
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from pyposeext.errors import InputError
 from pyposeext.io.weights import file_sha256
-from pyposeext.models import create_model
+from pyposeext.models import create_model, list_models
+from pyposeext.models.registry import ALIASES, model_entry
 from pyposeext.pipelines.acceleration import accelerated, prepare_model
 from pyposeext.pipelines.inputs import InputImage, model_images
 from pyposeext.pipelines.settings import EstimatorSettings
@@ -49,6 +51,9 @@ class Detections(NamedTuple):
 class Detector(Protocol):
     """Anything that finds people.
 
+    While a video is worked on, `detect` is called in another thread than the one that made the detector, though never
+    in two at once: what belongs to a thread (CUDA graphs, a database's connection) must not be made in its constructor.
+
     Attributes:
         source: where it comes from, for a run's record.
     """
@@ -56,7 +61,7 @@ class Detector(Protocol):
     source: dict[str, Any]
 
     def detect(self, inputs: Sequence[InputImage]) -> list[Detections]:
-        """The people in each image, of any score and in any order."""
+        """The people in each image, of any score and in any order; see the class for the thread it is called in."""
 
 
 class ModelDetector:
@@ -116,10 +121,15 @@ def resolve_detector(
         return OnnxDetector(detector, device, settings.onnx)
     from pyposeext.pipelines.sources import model_and_weights
 
-    name, file = model_and_weights(*_name_and_weights(str(detector)), "detector")
+    word, weights = _name_and_weights(str(detector))
+    names = [*ALIASES, *(name for name in list_models() if _may_find_boxes(name))]
+    expected = f"one of {', '.join(names)}, their weights (.safetensors), a .json or an .onnx file"
+    if word not in names and (word in list_models() or not (suffix == ".safetensors" or Path(word).is_file())):
+        raise InputError(f"detector must be {expected}, got {str(detector)!r}")
+    name, file = model_and_weights(word, weights, "detector")
     model = create_model(name, weights=file)
     if not hasattr(model, "detect_boxes"):
-        raise InputError(f"detector must be a model that finds boxes, a .json or an .onnx file, got {detector!r}")
+        raise InputError(f"detector must be {expected}, but {str(detector)!r} is of {name}, which finds no boxes")
     source = {"name": getattr(model, "model_name", name), "weights": str(file), "weights_sha256": file_sha256(file)}
     return ModelDetector(accelerated(model, device, settings.precision, settings.compiled), device, source)
 
@@ -147,6 +157,12 @@ def box_columns(found: dict[str, torch.Tensor]) -> torch.Tensor:
 def _people(rows: NDArray[np.float32], ratio: NDArray[np.float32]) -> Detections:
     people = rows[rows[:, 5] == PERSON]
     return Detections(people[:, :4] * np.tile(ratio, 2), people[:, 4])
+
+
+def _may_find_boxes(name: str) -> bool:
+    """Whether the model of that name is of a class with `detect_boxes`, or its builder does not say of which it is."""
+    made: Any = get_type_hints(model_entry(name).builder).get("return", nn.Module)
+    return hasattr(made, "detect_boxes") or made is nn.Module
 
 
 def _name_and_weights(word: str) -> tuple[str, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pyposeext.structures import Poses
-from pyposeext.trackers.costs import box_iou, pose_oks
+from pyposeext.trackers.costs import box_areas, box_iou, pose_oks
 
 _FEWEST_JOINTS = 3
 
@@ -24,7 +24,7 @@ def remove_duplicates(poses: Poses, maximum_oks: float, joint_score: float = 0.3
     """
     poses = poses[np.argsort(-poses.scores, kind="stable")]
     if poses.skeleton.sigmas:
-        areas = (poses.boxes[:, 2] - poses.boxes[:, 0]) * (poses.boxes[:, 3] - poses.boxes[:, 1])
+        areas = box_areas(poses.boxes)
         alike = pose_oks(poses.keypoints, poses.keypoints, areas, poses.skeleton.sigmas, joint_score)
         sure = (poses.keypoints[:, :, 2] >= joint_score).astype(np.int64)
         alike[sure @ sure.T < _FEWEST_JOINTS] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,11 +22,13 @@ class InputImage(NamedTuple):
         image: RGB uint8 [H, W, 3].
         number: of the frame among those read from a video, from 0; None for an image that is no frame.
         name: of the image's file; "" where it has none.
+        time: of the frame in its video, in seconds; None for an image that is no frame.
     """
 
     image: NDArray[np.uint8]
     number: int | None = None
     name: str = ""
+    time: float | None = None
 
 
 def checked_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -38,7 +41,7 @@ def checked_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def checked_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
     """Boxes as float32 [N, 4], or an InputError where they are not finite boxes with an area."""
-    array = np.asarray(boxes, dtype=np.float32)
+    array = _numbers(boxes, "boxes must be [N, 4] of numbers")
     if array.size == 0:
         array = array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
@@ -50,10 +53,19 @@ def checked_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
 
 def checked_scores(scores: ArrayLike, count: int) -> NDArray[np.float32]:
     """Scores as float32 [count], or an InputError where they are not so many finite numbers."""
-    array = np.asarray(scores, dtype=np.float32)
+    array = _numbers(scores, f"scores must be {count} finite numbers, one for each box")
     if array.shape != (count,) or not np.isfinite(array).all():
         raise InputError(f"scores must be {count} finite numbers, one for each box, got shape {list(array.shape)}")
     return array
+
+
+def _numbers(values: ArrayLike, expected: str) -> NDArray[np.float32]:
+    """An array of float32, or an InputError that begins with what was expected."""
+    try:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which the caller refuses
+            return np.asarray(values, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{expected}, got {reprlib.repr(values)}") from error
 
 
 def stack_on(device: torch.device, images: Sequence[NDArray[np.uint8]]) -> Tensor:

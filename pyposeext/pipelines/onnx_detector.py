@@ -51,20 +51,35 @@ class OnnxDetector:
     back. The input is [1, 3, H, W], [1, H, W, 3] or either without the first axis, of float32, float16 or uint8, which
     the graph says itself; where it leaves H and W open, they are `settings.size`. Images go through one by one.
 
-    The layouts of outputs, in pixels of the graph's input where nothing else is said:
+    The layouts of outputs, in pixels of the graph's input where nothing else is said; N is the number of boxes, C that
+    of classes:
 
-    * "yolo": [1, 4 + C, N], centre x and y, width, height and C scores (Ultralytics YOLOv8 and later).
+    * "yolo": [1, 4 + C, N], centre x and y, width, height and C scores (Ultralytics YOLOv8 and later, also with the
+      columns of joints or masks behind).
     * "yolo_objectness": [1, N, 5 + C], the same with an objectness that the scores are multiplied by (YOLOv5, YOLOv7;
       YOLOX exported with its decoding, which besides needs `values` "byte" and `colours` "bgr").
     * "yolox": the same with offsets from the cells of the strides 8, 16 and 32 in place of centres, and logarithms of
       widths and heights in cells (YOLOX as its script exports it).
     * "rows": [1, N, 6] or [N, 6], N up to 1000, x1, y1, x2, y2, score and class after suppression (YOLOv10, Ultralytics
-      exported with nms).
+      exported with nms); also 57 or 38 columns, with 17 joints or 32 coefficients of a mask behind.
+    * "dets": "dets" [1, N, 5], x1, y1, x2, y2 and score, and "labels" [1, N], 0 the person (MMDeploy's exports of
+      RTMDet; most other models of MMDetection besides need `colours` "rgb").
     * "parts": boxes, labels and scores apart, known by their names, else by their shapes: x1, y1, x2, y2 in pixels
       (torchvision), or where none is above 1.5, as shares of the image; `detection_boxes` are y1, x1, y2, x2 (the
-      TensorFlow Object Detection API).
+      TensorFlow Object Detection API; its further outputs are passed over).
+    * "detr": "logits" [1, N, C + 1], the last of which is "no object", and "pred_boxes" [1, N, 4], centres, widths and
+      heights as shares of the image (DETR; classes are COCO's numbers, 1 the person).
+    * "rtdetr": the same with C independent logits, 0 the person, or [1, N, 4 + C], such boxes and C scores (Ultralytics
+      RT-DETR). Images are stretched to the graph's size, as RT-DETR is trained.
+    * "rtdetr_rows": [1, N, 6], such a box, score and class (later exports of Ultralytics RT-DETR). "auto" never takes
+      it, for it looks like "rows" in shares.
 
     Overlapping boxes of the first three are suppressed here.
+
+    With the layout "auto" only what is beyond doubt is taken: N of the first three must be the number of cells of the
+    strides 8, 16 and 32 (or with 64, or 4) of the input, or of YOLOv5 and YOLOv7 thrice that; "detr" must have 92
+    columns of logits and "rtdetr" 80, or shares and probabilities alone; and no other output may be a table as well. A
+    layout that is named is taken wherever the outputs can be read so, rows of 6 and more columns for example.
 
     Args:
         path: the .onnx file.
@@ -101,7 +116,7 @@ class OnnxDetector:
         return [self._detect(each.image) for each in inputs]
 
     def _detect(self, image: NDArray[np.uint8]) -> Detections:
-        fitted, ratio, corner = _fit(image, self._input.size)
+        fitted, ratio, corner = _fit(image, self._input.size, self._layout.stretched)
         outputs = self._run(fitted, self._values, self._colours)
         boxes, scores = self._layout.read(outputs, self._person_class, self._input.size)
         kept = (scores >= _LEAST_SCORE) & np.isfinite(boxes).all(axis=1)
@@ -150,11 +165,15 @@ class OnnxDetector:
     def _find_layout(self, outputs: dict[str, NDArray[Any]]) -> str:
         wanted = self._settings.layout
         for name in LAYOUTS if wanted == "auto" else (wanted,):
-            if outputs and LAYOUTS[name].fits(outputs, self._person(name), self._input.size):
+            if outputs and LAYOUTS[name].fits(outputs, self._person(name), self._input.size, wanted != "auto"):
                 return name
-        expected = f"one of the layouts {', '.join(LAYOUTS)}" if wanted == "auto" else f"the layout {wanted}"
         shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in outputs.items())
-        raise InputError(f"detector {self._path} must have outputs of {expected}, but has {shapes}")
+        if wanted != "auto":
+            raise InputError(f"detector {self._path} must have outputs of the layout {wanted}, but has {shapes}")
+        raise InputError(
+            f"detector {self._path} must have outputs that are without doubt of one of the layouts "
+            f"{', '.join(LAYOUTS)}, but has {shapes}: OnnxSettings.layout (--estimator.onnx.layout) says which"
+        )
 
 
 def _pixels(fitted: NDArray[np.uint8], values: str, colours: str) -> NDArray[Any]:
@@ -188,9 +207,9 @@ def _session(path: Path, device: torch.device) -> Any:
 
 
 def _fit(
-    image: NDArray[np.uint8], size: tuple[int, int]
+    image: NDArray[np.uint8], size: tuple[int, int], stretched: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-    """The image in the middle of a grey one of `size` (height, width), as large as fits.
+    """The image in the middle of a grey one of `size` (height, width), as large as fits, or stretched to all of it.
 
     Returns:
         The fitted image; pixels of it per pixel of the image, (x, y); and the x and y of the image's corner in it.
@@ -198,6 +217,8 @@ def _fit(
     height, width = size
     scale = min(height / image.shape[0], width / image.shape[1])
     inner = np.array([max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))])
+    if stretched:
+        inner = np.array([width, height])
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     left, top = (np.array([width, height]) - inner) // 2
     fitted = np.full((height, width, 3), _GROUND, dtype=np.uint8)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from pyposeext.errors import InputError
 
 Precision = Literal["float32", "bfloat16", "float16"]
-OnnxLayout = Literal["auto", "yolo", "yolo_objectness", "yolox", "rows", "parts"]
+OnnxLayout = Literal[
+    "auto", "yolo", "yolo_objectness", "yolox", "rows", "dets", "parts", "detr", "rtdetr", "rtdetr_rows"
+]
+OnnxValues = Literal["auto", "unit", "byte", "imagenet"]
+OnnxColours = Literal["auto", "rgb", "bgr"]
 
 
 @dataclass(frozen=True)
@@ -16,23 +20,33 @@ class OnnxSettings:
     """How the graph of an ONNX detector is fed and read; nothing else uses them.
 
     Attributes:
-        layout: of its outputs, see `pyposeext.pipelines.onnx_detector`; "auto" finds it by shapes and names.
-        person: the class of people; None for that of the layout: 1 with "parts", where 0 is the background, else 0.
+        layout: of its outputs, see `pyposeext.pipelines.onnx_detector`; "auto" finds it by shapes and names, and where
+            these leave a doubt it is an error.
+        person: the class of people, from 0; None for that of the layout: 1 with "parts", where 0 is the background,
+            and with "detr", else 0.
         iou_threshold: of the suppression of overlapping boxes, for the layouts that come without it.
         values: of the pixels of a graph that takes floating point: "unit" 0..1, "byte" 0..255, "imagenet" 0..1 less
-            ImageNet's mean colour and divided by its deviation; "auto" is "byte" with "yolox", else "unit".
-        colours: in which order the graph takes the channels; "auto" is "bgr" with "yolox", else "rgb".
+            ImageNet's mean colour and divided by its deviation; "auto" is "byte" with "yolox", "imagenet" with
+            "dets" and "detr", else "unit".
+        colours: in which order the graph takes the channels; "auto" is "bgr" with "yolox" and "dets", else
+            "rgb".
         size: side in pixels of the square that images are fitted into where the graph leaves its size open.
     """
 
     layout: OnnxLayout = "auto"
     person: int | None = None
     iou_threshold: float = 0.6
-    values: Literal["auto", "unit", "byte", "imagenet"] = "auto"
-    colours: Literal["auto", "rgb", "bgr"] = "auto"
+    values: OnnxValues = "auto"
+    colours: OnnxColours = "auto"
     size: int = 640
 
     def __post_init__(self) -> None:
+        for name, words in (("layout", OnnxLayout), ("values", OnnxValues), ("colours", OnnxColours)):
+            if getattr(self, name) not in get_args(words):
+                expected = ", ".join(repr(word) for word in get_args(words))
+                raise InputError(f"{name} must be one of {expected}, got {getattr(self, name)!r}")
+        if self.person is not None and (not isinstance(self.person, int) or self.person < 0):
+            raise InputError(f"person must be the number of a class, 0 or more, got {self.person!r}")
         if not 0 <= self.iou_threshold <= 1:
             raise InputError(f"iou_threshold must be in 0..1, got {self.iou_threshold}")
         if self.size < 32:

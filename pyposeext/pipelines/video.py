@@ -199,7 +199,7 @@ class VideoPoses:
 
         def estimate(frames: Iterable[Frame]) -> Generator[list[tuple[Frame, Poses]], None, None]:
             for batch in _batches(frames, self._frames_per_batch):
-                people = self._estimate([InputImage(frame.image, frame.number) for frame in batch])
+                people = self._estimate([InputImage(frame.image, frame.number, time=frame.time) for frame in batch])
                 yield list(zip(batch, people, strict=True))
 
         with closing(prefetch(reader, max(_READ_AHEAD, self._frames_per_batch))) as frames:

@@ -1,4 +1,7 @@
-"""How alike the people of two frames are: every function returns a matrix [P, C] in 0..1, P before and C now."""
+"""How alike the people of two frames are: every function returns a matrix [P, C] in 0..1, P before and C now.
+
+Everything is computed in float64, where the squares of the largest float32 are still numbers.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,19 @@ def box_iou(before: Array, now: Array, plus_one: bool = False) -> Array:
         plus_one: count widths as x2 - x1 + 1, as Detectron and its descendants do.
     """
     extra = float(plus_one)
+    before, now = before.astype(np.float64), now.astype(np.float64)
     corner = np.maximum(before[:, None, :2], now[None, :, :2])
     sides = np.clip(np.minimum(before[:, None, 2:], now[None, :, 2:]) - corner + extra, 0, None)
     overlap = sides[..., 0] * sides[..., 1]
-    union = _areas(before, extra)[:, None] + _areas(now, extra)[None] - overlap
+    union = box_areas(before, extra)[:, None] + box_areas(now, extra)[None] - overlap
     return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+
+
+def box_areas(boxes: Array, extra: float = 0.0) -> Array:
+    """Areas, float64 [P] in square pixels, of boxes [P, 4] (x1, y1, x2, y2) with `extra` added to their sides."""
+    boxes = boxes.astype(np.float64)
+    areas: Array = (boxes[:, 2] - boxes[:, 0] + extra) * (boxes[:, 3] - boxes[:, 1] + extra)
+    return areas
 
 
 def pose_oks(before: Array, now: Array, areas: Array, sigmas: Sequence[float], minimum_score: float = 0.0) -> Array:
@@ -66,6 +77,7 @@ def head_sizes(keypoints: Array, skeleton: Skeleton) -> Array:
     Without these joints, head bottom is the middle of the shoulders and head top the nose mirrored away from it.
     """
     names = skeleton.names
+    keypoints = keypoints.astype(np.float64)
     if {"head_top", "head_bottom"} <= set(names):
         line = keypoints[:, names.index("head_top"), :2] - keypoints[:, names.index("head_bottom"), :2]
     elif {"nose", "left_shoulder", "right_shoulder"} <= set(names):
@@ -76,12 +88,9 @@ def head_sizes(keypoints: Array, skeleton: Skeleton) -> Array:
     return np.linalg.norm(line, axis=1)
 
 
-def _areas(boxes: Array, extra: float) -> Array:
-    return (boxes[:, 2] - boxes[:, 0] + extra) * (boxes[:, 3] - boxes[:, 1] + extra)
-
-
 def _squared_distances(before: Array, now: Array) -> Array:
-    """[P, C, K] in square pixels."""
+    """float64 [P, C, K] in square pixels."""
+    before, now = before.astype(np.float64), now.astype(np.float64)
     # In place: fresh arrays of this size cost more than the arithmetic.
     squared = before[:, None, :, 0] - now[None, :, :, 0]
     squared *= squared

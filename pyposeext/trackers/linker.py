@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyposeext.errors import InputError
 from pyposeext.structures import Poses
 from pyposeext.trackers.assignment import ASSIGNMENTS
-from pyposeext.trackers.costs import box_iou, head_sizes, pose_oks, pose_pck
+from pyposeext.trackers.costs import box_areas, box_iou, head_sizes, pose_oks, pose_pck
 
 _VELOCITY_MEMORY = 0.5
 _LARGEST_BUFFER = 0.5
@@ -212,7 +212,7 @@ class GraphLinker:
         if box_weight:
             cost += box_weight * (1 - self._overlap(boxes, missed, people.boxes))
         if settings.oks_weight and has_oks:
-            areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+            areas = box_areas(boxes)
             alike = pose_oks(keypoints, people.keypoints, areas, people.skeleton.sigmas, settings.joint_score)
             cost += settings.oks_weight * (1 - alike)
         if settings.pck_weight:
@@ -242,6 +242,7 @@ class GraphLinker:
 
 def _enlarged(boxes: NDArray[np.floating[Any]], share: float) -> NDArray[np.floating[Any]]:
     """Boxes with `share` of their sides added on every side."""
+    boxes = boxes.astype(np.float64)
     margin = share * (boxes[:, 2:] - boxes[:, :2])
     return np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
 

@@ -11,6 +11,7 @@ import torch
 from pyposeext.cli.main import main
 from pyposeext.io.coco import read_coco
 from pyposeext.io.images import read_image, write_image
+from pyposeext.io.video import VideoReader
 from pyposeext.models import create_model
 from pyposeext.models.weights import save_model
 from tests.io.videos import make_video
@@ -107,10 +108,6 @@ def test_predict_images_by_their_names(pose_weights, box_weights, tmp_path, caps
         names = {image["id"]: image["file_name"] for image in content["images"]}
         assert [names[each["image_id"]] for each in content["annotations"]] == ["b.png"]
         assert content["annotations"][0]["bbox"] == [10, 10, 20, 30]
-    write_image(folder / "c.png", np.full((60, 80, 3), 90, np.uint8))
-    code = main(["predict", str(folder), "-o", str(tmp_path / "out"), *options])
-    assert "know no image of the name 'c.png'" in sentence_of(capsys, code)
-    assert not (tmp_path / "out" / "folder.coco.json").exists()
 
 
 def test_track_with_an_onnx_graph(clip, pose_weights, tmp_path):
@@ -159,8 +156,9 @@ def test_detectors_that_are_none(clip, boxes, pose_weights, tmp_path, capsys):
     (tmp_path / "fields.json").write_text('[{"image_id": 1}]')
     for detector, sentence in (
         ("nobody", "detector must be one of default"),
-        ("hrnet_w32", "has no weights of the model hrnet_w32"),
-        (str(pose_weights), "detector must be a model that finds boxes"),
+        ("hrnet_w32", "got 'hrnet_w32'"),
+        ("mask_rcnn_resnet50_fpn", "has no weights of the model mask_rcnn_resnet50_fpn"),
+        (str(pose_weights), "is of hrnet_w16, which finds no boxes"),
         (f"default:{pose_weights}", "are of the model hrnet_w16, not of"),
         (str(tmp_path / "none.json"), "no such file"),
         (str(tmp_path / "broken.json"), "is not a JSON file"),
@@ -169,3 +167,56 @@ def test_detectors_that_are_none(clip, boxes, pose_weights, tmp_path, capsys):
         options = ["--model", str(pose_weights), "--detector", detector, *QUIET]
         code = main(["track", str(clip), "-o", str(tmp_path / "out"), *options])
         assert sentence in sentence_of(capsys, code), detector
+
+
+def images_file(tmp_path, names):
+    images = [{"id": index, "file_name": name} for index, name in enumerate(names)]
+    annotations = [{"image_id": image["id"], "bbox": [10, 5, 20, 30]} for image in images]
+    path = tmp_path / "images.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return path
+
+
+def test_predict_skips_an_image_of_a_folder_that_the_detections_do_not_know(pose_weights, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        write_image(folder / name, np.zeros((60, 80, 3), np.uint8))
+    (folder / "d.png").write_text("text")
+    options = ["--model", str(pose_weights), "--device", "cpu", "--detector"]
+    known = images_file(tmp_path, ["a.png", "c.png"])
+    code = main(["predict", str(folder), "-o", str(tmp_path / "out"), *options, str(known)])
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert len(lines) == 2
+    assert "know no image of the name 'b.png'" in lines[0]
+    assert "d.png is not an image" in lines[1]
+    content = json.loads((tmp_path / "out" / "folder.coco.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "c.png"]
+    assert [annotation["image_id"] for annotation in content["annotations"]] == [0, 1]
+    overlays = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert overlays == {"a.overlay.png", "c.overlay.png"}
+
+    # Where none is known, nothing is written.
+    (folder / "d.png").unlink()
+    none = images_file(tmp_path, ["z.png"])
+    assert main(["predict", str(folder), "-o", str(tmp_path / "none"), *options, str(none)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert not list((tmp_path / "none").glob("*"))
+    # One image alone is an error as any other.
+    code = main(["predict", str(folder / "a.png"), *options, str(none)])
+    assert "know no image of the name 'a.png'" in sentence_of(capsys, code)
+
+
+def test_boxes_of_an_earlier_run_fit_a_video_begun_later(pose_weights, box_weights, tmp_path):
+    clip = make_video(tmp_path / "clip.mp4", 8)
+    numbers, times = range(8), [frame.time for frame in VideoReader(clip)]
+    images = [{"id": n, "file_name": f"clip/{n:06d}.jpg", "time": round(times[n], 6)} for n in numbers]
+    boxes = [{"image_id": n, "category_id": 1, "bbox": [10 + n, 5, 20, 30], "score": 0.9} for n in numbers]
+    path = tmp_path / "earlier.coco.json"
+    path.write_text(json.dumps({"images": images, "annotations": boxes}))
+    options = ["--model", str(pose_weights), "--detector", str(path), "--start", str(times[5] - times[0])]
+    assert main(["predict", str(clip), "-o", str(tmp_path / "out"), "--formats", "coco", *options, *QUIET]) == 0
+    frames = read_coco(tmp_path / "out" / "clip.coco.json")
+    assert [frame.time for frame in frames] == pytest.approx(times[5:], abs=1e-6)
+    np.testing.assert_allclose([frame.poses.boxes[0, 0] for frame in frames], [15, 16, 17], atol=2e-3)

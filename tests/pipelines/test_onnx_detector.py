@@ -30,7 +30,11 @@ CENTRES = np.array([[36, 25, 20, 40], [36.25, 25, 20.5, 40], [55, 25, 10, 10]], 
 EXPECTED = [20, 10, 60, 90]
 
 
-def raw(channels, boxes=200):
+# 64 x 96 has so many cells of the strides 8, 16 and 32.
+CELLS = 8 * 12 + 4 * 6 + 2 * 3
+
+
+def raw(channels, boxes=CELLS):
     """[N, channels] of nobody, with the three boxes in the first rows."""
     table = np.zeros((boxes, channels), np.float32)
     table[:, 2:4] = 1
@@ -45,15 +49,15 @@ def yolo():
 
 
 def yolo_objectness(classes=3):
-    table = raw(5 + classes, boxes=2000)
+    table = raw(5 + classes, boxes=3 * CELLS)
     table[:3, 4] = [1.0, 0.9, 1.0]
     table[:2, 5], table[2, 5 + classes - 1] = 0.9, 0.95 if classes > 1 else 0
     return {"output": table[None]}
 
 
 def yolox():
-    # 64 x 96 has 8 x 12, 4 x 6 and 2 x 3 cells; the person's centre (36, 25) lies in row 3, column 4 of stride 8.
-    table = np.zeros((96 + 24 + 6, 5 + 3), np.float32)
+    # The person's centre (36, 25) lies in row 3, column 4 of stride 8.
+    table = np.zeros((CELLS, 5 + 3), np.float32)
     cells = {3 * 12 + 4: (4, 3, 8, 0), 96 + 1 * 6 + 2: (2, 1, 16, 1), 120 + 1: (1, 0, 32, 2)}
     scores = ([1.0, 0.9, 0, 0], [0.9, 0.9, 0, 0], [1.0, 0, 0, 0.95])
     for place, (column, row, stride, box) in cells.items():
@@ -89,7 +93,65 @@ def tensorflow():
     }
 
 
+def tensorflow2():
+    outputs = {
+        "detection_anchor_indices": np.zeros((1, 3), np.float32),
+        **tensorflow(),
+        "detection_multiclass_scores": np.zeros((1, 3, 91), np.float32),
+        "raw_detection_boxes": np.zeros((1, 1917, 4), np.float32),
+        "raw_detection_scores": np.zeros((1, 1917, 91), np.float32),
+    }
+    return dict(sorted(outputs.items()))
+
+
+def dets():
+    table = np.column_stack([CORNERS, np.array([0.9, 0.0, 0.95], np.float32)])
+    return {"dets": table[None], "labels": np.array([[0, 0, 2]])}
+
+
+def rows_with(columns):
+    table = np.zeros((300, columns), np.float32)
+    table[:, :6], table[:3, 6:] = rows(batched=False)["output0"], 7
+    return {"output0": table[None], "output1": np.zeros((1, 32, 16, 24), np.float32)}
+
+
+# RT-DETR stretches: (20, 10, 60, 90) of 128 x 128 as shares.
+SHARES = np.array([[40 / 128, 50 / 128, 40 / 128, 80 / 128], [0.5, 0.5, 0.1, 0.1], [0.2, 0.3, 0.1, 0.1]], np.float32)
+
+
+def rtdetr():
+    table = np.zeros((300, 4 + 80), np.float32)
+    table[:, 2:4] = 0.1
+    table[:3, :4] = SHARES
+    table[0, 4], table[2, 6] = 0.9, 0.95
+    return {"output0": table[None]}
+
+
+def rtdetr_logits():
+    table = rtdetr()["output0"]
+    probabilities = table[..., 4:].clip(1e-6, 1 - 1e-6)
+    return {"logits": np.log(probabilities / (1 - probabilities)), "pred_boxes": np.ascontiguousarray(table[..., :4])}
+
+
+def detr(classes=92):
+    boxes, logits = np.full((1, 100, 4), 0.1, np.float32), np.zeros((1, 100, classes), np.float32)
+    # Fitted, not stretched: pixels of the graph by its size.
+    boxes[0, :3] = CENTRES / np.array([96, 64, 96, 64], np.float32)
+    logits[..., -1] = 20
+    # 0.9 of the softmax is class 1, the rest "no object"; the others count nothing.
+    logits[0, 0, -1], logits[0, 0, 1], logits[0, 2, 3] = 20 - np.log(9), 20, 40
+    return {"logits": logits, "pred_boxes": boxes}
+
+
 LAYOUTS = {
+    "dets": (dets, "dets"),
+    "rows with joints": (lambda: rows_with(57), "rows"),
+    "rows with masks": (lambda: rows_with(38), "rows"),
+    "tensorflow 2": (tensorflow2, "parts"),
+    "rtdetr": (rtdetr, "rtdetr"),
+    "rtdetr's logits": (rtdetr_logits, "rtdetr"),
+    "detr": (detr, "detr"),
+    "yolo with masks": (lambda: {**yolo(), "output1": np.zeros((1, 32, 16, 24), np.float32)}, "yolo"),
     "yolo": (yolo, "yolo"),
     "yolo_objectness": (yolo_objectness, "yolo_objectness"),
     "one class": (lambda: yolo_objectness(1), "yolo_objectness"),
@@ -113,6 +175,67 @@ def test_every_layout_is_found_and_read(tmp_path, name):
         found = detector.detect([InputImage(IMAGE)])[0]
         np.testing.assert_allclose(found.boxes, [EXPECTED], atol=1e-4)
         assert found.scores.tolist() == pytest.approx([0.9])
+
+
+def ssd():
+    return {"scores": np.zeros((1, 8732, 81), np.float32), "boxes": np.zeros((1, 8732, 4), np.float32)}
+
+
+def row_shares():
+    outputs = rows()
+    outputs["output0"][..., :4] /= 100
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        ssd(),
+        {"logits": np.zeros((1, 100, 91), np.float32), "pred_boxes": np.full((1, 100, 4), 0.5, np.float32)},
+        {"a": np.zeros((1, 100, 92), np.float32), "b": np.full((1, 100, 4), 0.5, np.float32)},
+        {"output0": np.full((1, 300, 84), 9, np.float32)},
+        {"output0": np.zeros((1, 84, 300), np.float32)},
+        {"output0": np.zeros((1, 2000, 84), np.float32)},
+        {"output0": np.zeros((1, 300, 7), np.float32)},
+        rows_with(60),
+        row_shares(),
+        {**yolo(), "more": np.zeros((1, CELLS, 4), np.float32)},
+    ],
+)
+def test_nothing_is_guessed(tmp_path, outputs):
+    sentence = r"without doubt of one of the layouts dets, parts, .*--estimator\.onnx\.layout"
+    with pytest.raises(InputError, match=sentence):
+        OnnxDetector(save_graph(tmp_path / "a.onnx", outputs), CPU, OnnxSettings())
+
+
+def test_a_layout_that_is_named_is_taken_where_it_can_be_read(tmp_path):
+    def found(outputs, **settings):
+        path = save_graph(tmp_path / "a.onnx", outputs)
+        return OnnxDetector(path, CPU, OnnxSettings(**settings)).detect([InputImage(IMAGE)])[0]
+
+    np.testing.assert_allclose(found(rows_with(60), layout="rows").boxes, [EXPECTED], atol=1e-4)
+    table = np.ascontiguousarray(raw(7, boxes=200).T[None])
+    table[0, 4, 0] = 0.9
+    np.testing.assert_allclose(found({"output0": table}, layout="yolo").boxes, [EXPECTED], atol=1e-4)
+    np.testing.assert_allclose(found(detr(50), layout="detr").boxes, [EXPECTED], atol=1e-4)
+    table = np.zeros((1, 300, 6), np.float32)
+    table[0, :3] = np.column_stack([SHARES, [0.9, 0, 0.95], [0, 0, 1]])
+    np.testing.assert_allclose(found({"output0": table}, layout="rtdetr_rows").boxes, [EXPECTED], atol=1e-4)
+    # Deformable DETR: COCO's numbers without "no object".
+    logits = np.full((1, 300, 91), -20, np.float32)
+    logits[0, 0, 1] = np.log(9)
+    outputs = {"logits": logits, "pred_boxes": rtdetr_logits()["pred_boxes"]}
+    deformable = found(outputs, layout="rtdetr", person=1)
+    np.testing.assert_allclose(deformable.boxes, [EXPECTED], atol=1e-4)
+    assert deformable.scores.tolist() == pytest.approx([0.9])
+
+
+def test_the_cells_are_those_of_the_size_that_an_open_graph_is_run_at(tmp_path):
+    table = np.full((1, 3 * (64 + 16 + 4), 85), 50, np.float32)
+    path = save_graph(tmp_path / "a.onnx", {"output": table}, (1, 3, "height", "width"))
+    assert OnnxDetector(path, CPU, OnnxSettings(size=64)).source["layout"] == "yolo_objectness"
+    with pytest.raises(InputError, match="without doubt"):
+        OnnxDetector(path, CPU, OnnxSettings(size=96))
 
 
 def test_another_class_may_be_the_person(tmp_path):
@@ -176,6 +299,12 @@ def test_yolox_takes_bytes_from_blue_to_red_where_nothing_else_is_said(tmp_path)
     assert (source["layout"], source["values"], source["colours"]) == ("yolo_objectness", "unit", "rgb")
 
 
+@pytest.mark.parametrize(("make", "values", "colours"), [(dets, "imagenet", "bgr"), (detr, "imagenet", "rgb")])
+def test_other_families_take_imagenets_colours(tmp_path, make, values, colours):
+    source = OnnxDetector(save_graph(tmp_path / "a.onnx", make()), CPU, OnnxSettings()).source
+    assert (source["values"], source["colours"]) == (values, colours)
+
+
 @pytest.mark.parametrize("size", [(240, 320), (320, 240), (50, 400), (1, 1), (1, 999)])
 def test_fitted_images_show_their_place(size):
     place = (size[1] * 0.7, size[0] * 0.4)
@@ -204,7 +333,7 @@ def test_nobody_is_nobody(tmp_path):
     for outputs in (
         {"output0": np.zeros((1, 0, 6), np.float32)},
         {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "scores": np.zeros(0, np.float32)},
-        {"output0": np.full((1, 7, 200), np.nan, np.float32)},
+        {"output0": np.full((1, 7, CELLS), np.nan, np.float32)},
     ):
         detector = OnnxDetector(save_graph(tmp_path / "a.onnx", outputs), CPU, OnnxSettings())
         assert len(detector.detect([InputImage(IMAGE)])[0].boxes) == 0
@@ -213,7 +342,7 @@ def test_nobody_is_nobody(tmp_path):
 @pytest.mark.parametrize(
     ("outputs", "arguments", "sentence"),
     [
-        ({"a": np.zeros((1, 1000), np.float32)}, {}, r"one of the layouts parts, rows, .* but has a \[1, 1000\]"),
+        ({"a": np.zeros((1, 1000), np.float32)}, {}, r"one of the layouts dets, parts, .* but has a \[1, 1000\]"),
         ({"a": np.zeros((1, 5, 5), np.float32)}, {}, "one of the layouts"),
         (rows(), {"shape": (1, 1, 64, 64)}, r"must take one image as .* takes tensor\(float\) \[1, 1, 64, 64\]"),
         (rows(), {"shape": (8, 3, 64, 64)}, "must take one image"),
@@ -245,7 +374,17 @@ def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
         resolve_detector(tmp_path / "a.onnx", CPU)
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [({"iou_threshold": 2}, "iou_threshold"), ({"size": 8}, "size")])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"iou_threshold": 2}, "iou_threshold"),
+        ({"size": 8}, "size"),
+        ({"layout": "yolo9"}, "layout must be one of 'auto', 'yolo', .* got 'yolo9'"),
+        ({"values": "bytes"}, "values must be one of 'auto', 'unit', .* got 'bytes'"),
+        ({"colours": "grey"}, "colours must be one of 'auto', 'rgb', 'bgr', got 'grey'"),
+        ({"person": -1}, "person must be the number of a class, 0 or more, got -1"),
+    ],
+)
 def test_wrong_settings(arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         OnnxSettings(**arguments)

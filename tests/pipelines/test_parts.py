@@ -18,6 +18,7 @@ from pyposeext.pipelines.joint_scores import joint_scores
 from pyposeext.pipelines.prefetch import prefetch
 from pyposeext.skeletons import COCO17, LSP14
 from pyposeext.structures import Poses
+from pyposeext.trackers.linker import GraphLinker
 from tests.io.poses import make_poses
 
 
@@ -120,6 +121,19 @@ def test_without_three_sure_joints_nobody_is_a_duplicate():
     assert len(remove_duplicates(twice, 0.6)) == 2
     twice.keypoints[:, 2, 2] = 0.9
     assert len(remove_duplicates(twice, 0.6)) == 1
+
+
+@pytest.mark.filterwarnings("error")
+# Measured by the area of such a box, everybody is in one place.
+@pytest.mark.parametrize(("skeleton", "left"), [(COCO17, 1), (LSP14, 2)])
+def test_boxes_of_any_size_are_compared_in_silence(skeleton, left):
+    twice = make_poses(2, skeleton=skeleton)[[0, 1, 1]]
+    twice.boxes[0] = [-3e38, -3e38, 3e38, 3e38]
+    twice.keypoints[0, :, :2] *= 1e30
+    assert len(remove_duplicates(twice, 0.6)) == left
+    state = None
+    for _ in range(3):
+        _, state = GraphLinker().link(twice[[0, 1]], state, (64, 48))
 
 
 def test_duplicates_without_sigmas_go_by_their_boxes():

@@ -14,7 +14,7 @@ from pyposeext.errors import InputError
 from pyposeext.models import create_model, register_model, registry
 from pyposeext.models.weights import save_model
 from pyposeext.pipelines.acceleration import accelerated
-from pyposeext.pipelines.detectors import Detections, ModelDetector
+from pyposeext.pipelines.detectors import Detections, ModelDetector, resolve_detector
 from pyposeext.pipelines.inputs import frames_and_table
 from pyposeext.pipelines.rcnn import RCNNEstimator
 from pyposeext.pipelines.settings import EstimatorSettings
@@ -274,13 +274,24 @@ def test_a_top_down_model_is_loaded_with_its_detector(registered, tmp_path):
         assert record["detector"]["name"] == "keypoint_rcnn_efficientnet_lite0_fpn"
         assert len(record["detector"]["weights_sha256"]) == 64
     for word, sentence in (
-        ("nothing", "detector must be one of default"),
-        (pose, "detector must be a model that finds boxes"),
+        ("nothing", "detector must be one of default, .*keypoint_rcnn.* a .json or an .onnx file, got 'nothing'"),
+        ("hrnet_w32", "detector must be one of default, .* got 'hrnet_w32'"),
+        (pose, "detector must be one of default, .*pose.safetensors' is of bright_pose, which finds no boxes"),
         (tmp_path / "none.json", "no such file"),
         (tmp_path / "none.safetensors", "does not exist"),
     ):
         with pytest.raises(InputError, match=sentence):
             pyposeext.load(pose, "cpu", detector=word)
+
+
+@pytest.mark.parametrize("word", ["nothing", "hrnet_w48", "boxes.jsn"])
+def test_only_what_can_detect_is_offered_as_a_detector(word):
+    with pytest.raises(InputError) as error:
+        resolve_detector(word, torch.device("cpu"))
+    offered = str(error.value).split(", got ")[0]
+    assert "mask_rcnn_resnet50_c4_detectron2" in offered
+    assert "hrnet" not in offered
+    assert "simple_baseline" not in offered
 
 
 def test_without_a_word_the_shipped_detector_is_taken(registered, tmp_path):
@@ -296,6 +307,11 @@ def test_without_a_word_the_shipped_detector_is_taken(registered, tmp_path):
         ([[1, 2, np.nan, 4]], [1], "boxes must be finite"),
         ([[5, 2, 1, 4]], [1], "x2 > x1"),
         ([1, 2, 3, 4], [1], r"boxes must be \[N, 4\]"),
+        ("abc", [1], r"boxes must be \[N, 4\] of numbers, got 'abc'"),
+        ([[1, 2, 3, 4], [1, 2]], [1], r"boxes must be \[N, 4\] of numbers, got \[\[1, 2, 3, 4\], \[1, 2\]\]"),
+        ([[1, 2, 3, 10**400]], [1], r"boxes must be \[N, 4\] of numbers"),
+        ([[1, 2, 3, 1e300]], [1], "boxes must be finite"),
+        ([[1, 2, 3, 4]], ["high"], r"scores must be 1 finite numbers, one for each box, got \['high'\]"),
         ([[1, 2, 3, 4]], [1, 1], "scores must be 1 finite numbers"),
         ([[1, 2, 3, 4]], [np.nan], "scores must be 1 finite numbers"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from pyposeext.errors import InputError
 from pyposeext.skeletons import COCO17, LSP14, POSETRACK18
 from pyposeext.structures import Skeleton
-from pyposeext.trackers.costs import box_iou, head_sizes, pose_oks, pose_pck
+from pyposeext.trackers.costs import box_areas, box_iou, head_sizes, pose_oks, pose_pck
 
 
 def test_iou_by_hand():
@@ -65,3 +65,15 @@ def test_head_sizes():
     assert head_sizes(keypoints, COCO17).tolist() == [40]
     with pytest.raises(InputError, match="PCK needs a head size"):
         head_sizes(np.zeros((1, 1, 3)), Skeleton("one", ("hand",), (), ()))
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_numbers_have_squares_too():
+    boxes = np.array([[0, 0, 3e38, 3e38], [-3e38, -3e38, 3e38, 3e38], [10, 10, 20, 30]], np.float32)
+    np.testing.assert_allclose(box_iou(boxes, boxes), [[1, 0.25, 0], [0.25, 1, 0], [0, 0, 1]], atol=1e-9)
+    np.testing.assert_allclose(box_areas(boxes), [9e76, 36e76, 200], rtol=1e-6)
+    poses = np.stack([np.full((17, 3), value, np.float32) for value in (3e38, -3e38, 5)])
+    poses[..., 2] = 1
+    np.testing.assert_allclose(pose_oks(poses, poses, np.full(3, 100.0), COCO17.sigmas), np.eye(3))
+    poses[:, 0, 0] = 0
+    assert (np.diag(pose_pck(poses, poses, head_sizes(poses, COCO17))) == 1).all()
