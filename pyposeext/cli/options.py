@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Arguments = TypeVar("Arguments")
 ProgressKind = Literal["bar", "json", "none"]
 OutputOption = tyro.conf.arg(aliases=["-o"], metavar="DIR")
+FormatsOption = tyro.conf.arg(aliases=["--save"])
 
 
 @dataclass(frozen=True)

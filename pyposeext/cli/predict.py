@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from pyposeext.cli.options import CommonOptions, OutputOption, parse
+from pyposeext.cli.options import CommonOptions, FormatsOption, OutputOption, parse
 from pyposeext.errors import InputError
 from pyposeext.io.atomic import check_writable
 from pyposeext.io.coco import CocoWriter
@@ -49,7 +49,7 @@ class PredictArguments:
 
     input: tyro.conf.Positional[str]
     output: Annotated[Path | None, OutputOption] = None
-    formats: tuple[str, ...] = _FORMATS
+    formats: Annotated[tuple[str, ...], FormatsOption] = _FORMATS
     common: Annotated[CommonOptions, tyro.conf.arg(name="")] = field(default_factory=CommonOptions)
 
 
@@ -117,10 +117,10 @@ def _predict_images(
     writer = None
     if options.output is None or "coco" in options.formats:
         writer = CocoWriter(target, estimator.skeleton, stem, drawing.keypoint_threshold)
-    found = False
+    count = 0
     try:
         for name, image, poses in _estimated(estimator, images, problems if Path(options.input).is_dir() else None):
-            found = True
+            count += 1
             if writer is not None:
                 writer.write_image(poses, name, image.shape[1::-1])
             if options.output is not None and "overlay" in options.formats:
@@ -132,7 +132,7 @@ def _predict_images(
                     masks=drawing.masks,
                 )
                 write_image(options.output / overlays.get(name, f"{Path(name).stem}.overlay.png"), drawn)
-        if writer is not None and found:
+        if writer is not None and count:
             writer.close()
         elif writer is not None:
             writer.discard()
@@ -140,6 +140,8 @@ def _predict_images(
         if writer is not None:
             writer.discard()
         raise
+    if options.output is not None:
+        print(f"{count} image{'' if count == 1 else 's'}: {', '.join(options.formats)} in {options.output}")
 
 
 def _estimated(

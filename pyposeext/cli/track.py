@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from pyposeext.cli.options import CommonOptions, OutputOption, missing_path, parse
+from pyposeext.cli.options import CommonOptions, FormatsOption, OutputOption, missing_path, parse
 from pyposeext.cli.progress import show_progress
 from pyposeext.io.atomic import check_writable
 from pyposeext.io.video import VideoReader
@@ -44,7 +44,7 @@ class TrackArguments:
 
     video: Annotated[Path, tyro.conf.Positional]
     output: Annotated[Path, OutputOption]
-    formats: tuple[str, ...] | None = None
+    formats: Annotated[tuple[str, ...] | None, FormatsOption] = None
     preset: str = "default"
     common: Annotated[CommonOptions, tyro.conf.arg(name="")] = field(default_factory=CommonOptions)
     tracker: LinkerSettings = field(default_factory=LinkerSettings)

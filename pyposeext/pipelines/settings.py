@@ -64,7 +64,8 @@ class EstimatorSettings:
         pose_from: R-CNN without another detector: "features" takes the joints with the boxes from the whole, resized
             image; "crops" looks at every box again at full resolution.
         score_threshold: people whose box has a lower score are left out. Where they are tracked, the tracker's
-            minimum_score counts instead if it is lower.
+            minimum_score counts instead if it is lower. A detector leaves out the faintest itself, R-CNNs by default
+            those below 0.05.
         maximum_people: so many boxes with the best scores are kept.
         people_per_batch: so many crops go through the model at once; bounds the memory for crowds.
         frames_per_batch: so many frames of a video are worked on at once; None for 1 on a CPU and 8 on a GPU.
@@ -80,7 +81,8 @@ class EstimatorSettings:
             evaluates, which is laxer) the weaker goes. Where the skeleton has no sigmas, it is their boxes' IoU.
         precision: of the models' weights and activations; on a CPU "bfloat16" pays where the CPU multiplies it
             natively, "float16" is for GPUs.
-        compiled: the models go through `torch.compile`, on a GPU with CUDA graphs: the first frames take minutes.
+        compiled: the models go through `torch.compile`, on a GPU with CUDA graphs: every new size of images and batches
+            takes a minute or more at first, so it pays for videos of one size.
         onnx: for a detector that is an .onnx file.
     """
 

@@ -247,8 +247,11 @@ def test_predict_a_folder(picture, weights, tmp_path, capsys):
     for name in ("b.png", "a.png"):
         (folder / name).write_bytes(picture.read_bytes())
     assert main(["predict", str(folder), "-o", str(tmp_path / "out"), "--model", str(weights)]) == 0
+    assert capsys.readouterr().out == f"2 images: coco, overlay in {tmp_path / 'out'}\n"
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"folder.coco.json", "a.overlay.png", "b.overlay.png"}
+    assert main(["predict", str(folder), "-o", str(tmp_path / "o"), "--model", str(weights), "--save", "coco"]) == 0
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["folder.coco.json"]
     content = json.loads((tmp_path / "out" / "folder.coco.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["a.png", "b.png"]
 
