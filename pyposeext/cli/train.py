@@ -230,7 +230,8 @@ def _fit(options: TrainArguments, settings: Settings, network: Any, stream: Stre
 
     trunk = "trunk." if hasattr(network, "trunk") else "backbone.body."
     trainer = Trainer(network, settings, options.output, trunk_prefix=trunk)
-    trainer.fit(batches(stream, trainer.next_batch, options.workers), _reporter(options.progress))
+    data = batches(stream, trainer.next_batch, options.workers, pinned=trainer.device.type == "cuda")
+    trainer.fit(data, _reporter(options.progress))
     network.load_state_dict(trainer.average.state_dict())
 
 

@@ -200,13 +200,17 @@ class _Answering(Dataset[Batch | InputError]):
             return error
 
 
-def batches(stream: Stream, first: int, workers: int) -> Iterator[Batch]:
-    """The batches of `stream` from number `first` on, without end, made by `workers` processes (0: in this one)."""
+def batches(stream: Stream, first: int, workers: int, pinned: bool = False) -> Iterator[Batch]:
+    """The batches of `stream` from number `first` on, without end, made by `workers` processes (0: in this one).
+
+    `pinned` puts them into page-locked memory, from which CUDA copies while it computes.
+    """
     loader = DataLoader(
         _Answering(stream),
         batch_size=None,
         sampler=_From(first, 2**40),
         num_workers=workers,
+        pin_memory=pinned,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
         # Of its own, so that starting the workers takes no number from the generator that models draw from.

@@ -11,8 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pyposeext.errors import InputError
+from pyposeext.io.atomic import write_bytes
+from pyposeext.models.weights import state_dict_differences
 from pyposeext.training.average import MovingAverage
 from pyposeext.training.data import Batch, Images
 
@@ -74,11 +76,25 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise InputError(f"exactly one of steps and minutes must be given, got {self.steps} and {self.minutes}")
-        for name in ("steps", "minutes", "learning_rate", "clip", "accumulate"):
+        for name in ("steps", "minutes", "learning_rate", "clip", "accumulate", "log_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be positive, got {value}")
-        for name, choices in (("optimizer", ("adamw", "adam", "sgd")), ("schedule", ("one_cycle", "steps"))):
+        for name in ("steps", "accumulate", "log_every"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                raise InputError(f"{name} must be a whole number, got {value!r}")
+        for name in ("trunk_rate", "weight_decay", "momentum", "warmup_steps", "checkpoint_minutes"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("average_decay", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be from 0 to below 1, got {getattr(self, name)}")
+        for name, choices in (
+            ("optimizer", ("adamw", "adam", "sgd")),
+            ("schedule", ("one_cycle", "steps")),
+            ("precision", ("float32", "bfloat16", "float16")),
+        ):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if not all(0 < share < 1 for share in self.milestones) or list(self.milestones) != sorted(self.milestones):
@@ -97,14 +113,41 @@ class Progress:
     losses: dict[str, float]
 
 
+@dataclass
+class _Interval:
+    """What came together since the last line of the log; checkpoints hold it, so that a resumed run logs the same."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+    def add(self, losses: dict[str, Tensor], samples: int, seconds: float) -> None:
+        """One more step."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.steps, self.samples, self.seconds = self.steps + 1, self.samples + samples, self.seconds + seconds
+
+    def means(self) -> dict[str, float]:
+        """The losses' means over the steps."""
+        return {name: float(value) / self.steps for name, value in self.sums.items()}
+
+
 class Trainer:
     """Trains a model whose forward pass gives a dictionary of losses.
 
-    The model is called as ``model(images, targets)`` with a list of float32 [3, H, W] and a list of target
-    dictionaries. Under torchrun every process has its own batches and gradients are averaged (DistributedDataParallel).
+    The model is called as ``model(images, targets)`` with float32 [B, 3, H, W], or a list of [3, H, W] where they differ
+    in size, and a list of target dictionaries. Under torchrun every process has its own batches and gradients are averaged (DistributedDataParallel).
     """
 
-    def __init__(self, model: nn.Module, settings: Settings, directory: str | Path, trunk_prefix: str = "") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: Settings,
+        directory: str | Path,
+        trunk_prefix: str = "",
+        inputs: Mapping[str, Any] | None = None,
+    ) -> None:
         """Prepares a run in `directory`, or goes on with the one found there.
 
         Args:
@@ -112,6 +155,11 @@ class Trainer:
             settings: must equal those of the run found in `directory`, except for its length and intervals.
             directory: gets ``log.jsonl`` and ``checkpoint.pt``.
             trunk_prefix: parameters whose names start with it get `settings.trunk_rate`.
+            inputs: what else decides the run, by name, in JSON's types: its data, say. They must equal those of the run
+                found in `directory`, too.
+
+        Raises:
+            InputError: the run found in `directory` is one of other settings, of other inputs or of another model.
         """
         raise_memory_thresholds()
         self.model = model
@@ -128,6 +176,9 @@ class Trainer:
         self.average = MovingAverage(model, settings.average_decay)
         self.step = 0
         self.seconds = 0.0
+        # Tuples become lists, as they do in a file of JSON.
+        self._inputs: dict[str, Any] = json.loads(json.dumps(dict(inputs or {})))
+        self._interval = _Interval()
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
         self._checkpoint = self.directory / "checkpoint.pt"
         if self._checkpoint.exists():
@@ -164,28 +215,15 @@ class Trainer:
         self, data: Iterator[Batch], on_progress: Callable[[Progress], None] | None, interrupt: _HeldInterrupt
     ) -> None:
         self.model.train()
-        sums: dict[str, Tensor] = {}
-        counted = samples = 0
-        last = mark = checkpoint = time.monotonic()
+        self._drop_later_lines()
+        last = checkpoint = time.monotonic()
         while self.fraction < 1.0:
-            losses, seen = self._advance(data)
-            for name, value in losses.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value
-            counted, samples = counted + 1, samples + seen
+            losses, samples = self._advance(data)
             now = time.monotonic()
+            self._interval.add(losses, samples, now - last)
             (self.seconds, stopped), last = self._agreed(self.seconds + now - last, interrupt.asked), now
             if self.step % self.settings.log_every == 0 or self.fraction >= 1.0:
-                means = {name: float(value) / counted for name, value in sums.items()}
-                line = Progress(
-                    step=self.step,
-                    fraction=self.fraction,
-                    seconds=self.seconds,
-                    samples_per_second=self.processes * samples / max(now - mark, 1e-9),
-                    learning_rate=self.learning_rate(),
-                    losses=means,
-                )
-                self._log(line, on_progress)
-                sums, counted, samples, mark = {}, 0, 0, now
+                means = self._log(on_progress)
                 if not all(math.isfinite(value) for value in means.values()):
                     raise FloatingPointError(f"a loss is not finite at step {self.step}: {means}")
             if stopped:
@@ -220,6 +258,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "settings": asdict(self.settings),
+            "inputs": self._inputs,
+            "interval": asdict(self._interval),
         }
         temporary = self._checkpoint.with_suffix(".part")
         torch.save(state, temporary)
@@ -228,19 +268,36 @@ class Trainer:
     def _load(self) -> None:
         state = _read_checkpoint(self._checkpoint, self.device)
         free = ("steps", "minutes", "log_every", "checkpoint_minutes")
-        # Runs from before a setting existed were trained with its default.
-        stored = {field.name: state["settings"].get(field.name, field.default) for field in fields(Settings)}
-        for name, value in asdict(self.settings).items():
-            if name not in free and stored[name] != value:
+        # Runs from before a setting existed were trained with its default; older ones than the inputs do not tell them.
+        stored = {each.name: state["settings"].get(each.name, each.default) for each in fields(Settings)}
+        asked = {name: value for name, value in asdict(self.settings).items() if name not in free}
+        stored, asked = {**stored, **state.get("inputs", {})}, {**asked, **self._inputs}
+        for name, value in asked.items():
+            if name in stored and stored[name] != value:
                 raise InputError(
                     f"{self._checkpoint} was trained with {name} {stored[name]}, asked for is {value}: "
                     "give the same settings or another output folder"
                 )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_model(state)
         self.average.load_state_dict(state["average"])
         self._scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self._interval = _Interval(**state.get("interval", {}))
+
+    def _load_model(self, state: dict[str, Any]) -> None:
+        """The weights and what the optimizer knows of them, which must be this model's."""
+        wrong = state_dict_differences(self.model, state["model"])
+        if not wrong:
+            self.model.load_state_dict(state["model"])
+            try:
+                self.optimizer.load_state_dict(state["optimizer"])
+            except ValueError:
+                wrong = ["other parameters of it were trained"]
+        if wrong:
+            raise InputError(
+                f"{self._checkpoint} is of a run of another model: {wrong[0]}; "
+                "give the same model and arguments or another output folder"
+            )
 
     def _advance(self, data: Iterator[Batch]) -> tuple[dict[str, Tensor], int]:
         """One optimizer step: its losses, in the mean over its batches, and how many images it saw."""
@@ -270,9 +327,8 @@ class Trainer:
     def _backward(self, images: Images, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Adds a batch's gradients; its share in the losses of the step."""
         settings = self.settings
-        # One transfer where the images have one size.
-        on_device = [*images.to(self.device)] if isinstance(images, Tensor) else [x.to(self.device) for x in images]
-        wanted = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
+        on_device = self._moved(images) if isinstance(images, Tensor) else [self._moved(image) for image in images]
+        wanted = [{name: self._moved(value) for name, value in target.items()} for target in targets]
         kind = torch.float16 if settings.precision == "float16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=kind, enabled=settings.precision != "float32"):
             losses: dict[str, Tensor] = self._called(on_device, wanted)
@@ -288,13 +344,47 @@ class Trainer:
         distributed.broadcast(first, 0)
         return float(first[0]), bool(first[1])
 
-    def _log(self, line: Progress, on_progress: Callable[[Progress], None] | None) -> None:
+    def _moved(self, value: Tensor) -> Tensor:
+        """On the model's device; from pinned memory the copy goes on beside the next one."""
+        return value.to(self.device, non_blocking=True)
+
+    def _log(self, on_progress: Callable[[Progress], None] | None) -> dict[str, float]:
+        """Ends the interval with a line of the log (first process only); gives this process's mean losses."""
+        ended, self._interval = self._interval, _Interval()
+        means = ended.means()
         if self.rank:
-            return
+            return means
+        line = Progress(
+            step=self.step,
+            fraction=self.fraction,
+            seconds=self.seconds,
+            samples_per_second=self.processes * ended.samples / max(ended.seconds, 1e-9),
+            learning_rate=self.learning_rate(),
+            losses=means,
+        )
         with (self.directory / "log.jsonl").open("a") as file:
             file.write(json.dumps(asdict(line)) + "\n")
         if on_progress is not None:
             on_progress(line)
+        return means
+
+    def _drop_later_lines(self) -> None:
+        """Takes lines of steps that the checkpoint does not hold out of the log: they are done, and logged, again."""
+        path = self.directory / "log.jsonl"
+        if self.rank or not path.exists():
+            return
+        text = path.read_text()
+        kept = "".join(f"{line}\n" for line in text.splitlines() if _step_of(line) <= self.step)
+        if kept != text:
+            write_bytes(path, kept.encode())
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the log; one that was cut short belongs to none."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):
+        return math.inf
 
 
 class _HeldInterrupt:

@@ -27,9 +27,8 @@ class Toy(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.head = nn.Linear(4, 3)
 
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        batch = torch.stack(images)
-        output = self.head(self.norm(self.trunk(batch)).relu().mean((2, 3)))
+    def forward(self, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        output = self.head(self.norm(self.trunk(images)).relu().mean((2, 3)))
         error = (output - torch.stack([target["colour"] for target in targets])) ** 2
         return {"loss_colour": (error * torch.rand_like(error)).mean()}
 
@@ -43,10 +42,10 @@ def data(first: int) -> Iterator[Batch]:
         number += 1
 
 
-def trainer(directory: Path, **changes: object) -> Trainer:
+def trainer(directory: Path, inputs: dict[str, object] | None = None, **changes: object) -> Trainer:
     torch.manual_seed(1)
     arguments = {"steps": 12, "log_every": 1, "learning_rate": 0.01, **changes}
-    return Trainer(Toy(), Settings(**arguments), directory, trunk_prefix="trunk.")  # type: ignore[arg-type]
+    return Trainer(Toy(), Settings(**arguments), directory, "trunk.", inputs)  # type: ignore[arg-type]
 
 
 def losses(directory: Path) -> list[float]:
@@ -80,6 +79,48 @@ def test_a_run_resumed_after_ctrl_c_gives_the_losses_of_an_unbroken_one(tmp_path
     for name, value in whole.average.state_dict().items():
         assert torch.equal(value, resumed.average.state_dict()[name]), name
         assert torch.equal(value, stored[name]), name
+
+
+def lines_of(directory: Path) -> list[tuple[int, dict[str, float]]]:
+    lines = map(json.loads, (directory / "log.jsonl").read_text().splitlines())
+    return [(line["step"], line["losses"]) for line in lines]
+
+
+class KilledError(Exception):
+    """Stands for the end of a process that could write nothing more."""
+
+
+def killed(first: int, steps: int) -> Iterator[Batch]:
+    for _, batch in zip(range(steps), data(first), strict=False):
+        yield batch
+    raise KilledError
+
+
+def test_a_run_broken_off_inside_an_interval_of_the_log_logs_as_an_unbroken_one(tmp_path: Path) -> None:
+    trainer(tmp_path / "whole", log_every=3).fit(data(0))
+    assert [step for step, _ in lines_of(tmp_path / "whole")] == [3, 6, 9, 12]
+
+    broken = trainer(tmp_path / "broken", log_every=3)
+    with pytest.raises(KilledError):
+        broken.fit(killed(0, 4))
+    broken.save()
+    # The next part logs steps 6 and 9, the latter cut short, and is killed before it can save them.
+    with pytest.raises(KilledError):
+        trainer(tmp_path / "broken", log_every=3).fit(killed(4, 6))
+    log = tmp_path / "broken/log.jsonl"
+    assert [step for step, _ in lines_of(tmp_path / "broken")] == [3, 6, 9]
+    log.write_text(log.read_text()[:-20])
+    resumed = trainer(tmp_path / "broken", log_every=3)
+    assert resumed.step == 4
+    resumed.fit(data(4))
+    assert lines_of(tmp_path / "broken") == lines_of(tmp_path / "whole")
+
+
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_lines_to_the_next(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        trainer(tmp_path).fit(killed(0, 5))
+    trainer(tmp_path).fit(data(0))
+    assert [step for step, _ in lines_of(tmp_path)] == list(range(1, 13))
 
 
 def test_training_lowers_the_loss_and_tells_its_progress(tmp_path: Path) -> None:
@@ -140,7 +181,7 @@ def test_one_step_of_sgd_by_hand(tmp_path: Path) -> None:
     run.fit(data(0))
     torch.manual_seed(0)
     images, targets = next(data(0))
-    twin(list(images), targets)["loss_colour"].backward()
+    twin(images, targets)["loss_colour"].backward()
     for name, parameter in twin.named_parameters():
         assert parameter.grad is not None
         expected = parameter - 0.01 * (parameter.grad + 0.1 * parameter)
@@ -154,8 +195,8 @@ class Plain(nn.Module):
         super().__init__()
         self.head = nn.Linear(192, 3)
 
-    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        output = self.head(torch.stack(images).flatten(1))
+    def forward(self, images: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        output = self.head(images.flatten(1))
         return {"loss_colour": ((output - torch.stack([target["colour"] for target in targets])) ** 2).mean()}
 
 
@@ -191,8 +232,9 @@ def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path: 
     state = torch.load(path, weights_only=True)
     for name in ("optimizer", "schedule", "momentum", "milestones", "warmup_steps", "accumulate"):
         del state["settings"][name]
+    del state["inputs"], state["interval"]
     torch.save(state, path)
-    run = trainer(tmp_path, steps=14)
+    run = trainer(tmp_path, {"data": ["a"]}, steps=14)
     assert run.step == 12
     run.fit(data(run.next_batch))
     with pytest.raises(InputError, match="was trained with optimizer adamw, asked for is sgd"):
@@ -216,6 +258,32 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"was trained with learning_rate 0\.01, asked for is 0\.5"):
         trainer(tmp_path, learning_rate=0.5)
     assert trainer(tmp_path, steps=20, log_every=3).step == 12
+
+
+def test_other_inputs_do_not_resume(tmp_path: Path) -> None:
+    trainer(tmp_path, {"data": ("a", "b"), "batch_size": 2}).fit(data(0))
+    assert trainer(tmp_path, {"data": ("a", "b"), "batch_size": 2, "new": 1}).step == 12
+    with pytest.raises(InputError, match=r"was trained with data \['a', 'b'\], asked for is \['a'\]: give the same"):
+        trainer(tmp_path, {"data": ("a",), "batch_size": 3})
+    with pytest.raises(InputError, match=r"was trained with batch_size 2, asked for is 3"):
+        trainer(tmp_path, {"data": ("a", "b"), "batch_size": 3})
+
+
+def test_another_model_does_not_resume(tmp_path: Path) -> None:
+    trainer(tmp_path).fit(data(0))
+    settings = Settings(steps=12, log_every=1, learning_rate=0.01)
+    with pytest.raises(InputError, match=r"checkpoint\.pt is of a run of another model: head\.weight is \[3, 4\], not"):
+        Trainer(_changed("head", nn.Linear(4, 5)), settings, tmp_path, "trunk.")
+    with pytest.raises(InputError, match=r"of another model: more\.weight is missing; give the same model"):
+        Trainer(_changed("more", nn.Linear(1, 1)), settings, tmp_path, "trunk.")
+    with pytest.raises(InputError, match="of another model: other parameters of it were trained"):
+        Trainer(_changed("trunk", Toy().trunk.requires_grad_(False)), settings, tmp_path, "trunk.")
+
+
+def _changed(name: str, part: nn.Module) -> Toy:
+    model = Toy()
+    setattr(model, name, part)
+    return model
 
 
 def test_a_second_ctrl_c_is_not_held_back(tmp_path: Path) -> None:
@@ -265,6 +333,14 @@ def test_settings_are_checked() -> None:
         ({"accumulate": 0}, "accumulate must be positive, got 0"),
         ({"optimizer": "lion"}, "optimizer must be one of adamw, adam, sgd, got 'lion'"),
         ({"schedule": "flat"}, "schedule must be one of one_cycle, steps, got 'flat'"),
+        ({"precision": "int8"}, "precision must be one of float32, bfloat16, float16, got 'int8'"),
+        ({"log_every": 0}, "log_every must be positive, got 0"),
+        ({"accumulate": 1.5}, r"accumulate must be a whole number, got 1\.5"),
+        ({"average_decay": 2.0}, r"average_decay must be from 0 to below 1, got 2\.0"),
+        ({"average_decay": -0.1}, r"average_decay must be from 0 to below 1, got -0\.1"),
+        ({"warmup": 1.0}, r"warmup must be from 0 to below 1, got 1\.0"),
+        ({"trunk_rate": -1}, "trunk_rate must not be negative, got -1"),
+        ({"momentum": float("nan")}, "momentum must not be negative, got nan"),
         ({"milestones": (0.5, 1.5)}, "milestones must be rising shares of the run between 0 and 1"),
     ):
         with pytest.raises(InputError, match=message):

@@ -86,7 +86,7 @@ def test_a_continued_run_equals_an_unbroken_one(tmp_path: Path, kind: Any, preci
     model, stream = kind(dataset)
     broken = Trainer(model, settings, tmp_path / "broken")
     with pytest.raises(BrokenOffError):
-        # The last checkpoint is that of the step before: what came after it is lost and done again.
+        # Broken off after whole steps, which the checkpoint written below holds.
         broken.fit(broken_at(batches(stream, 0, workers), 2 * BREAK))
     assert broken.step == BREAK
     broken.save()
