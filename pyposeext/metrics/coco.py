@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from pyposeext.errors import InputError
 from pyposeext.io.rle import Segmentation, encode_segmentation, mask_area
-from pyposeext.metrics.coco_checks import COCO_JOINTS, check_result, check_truth, read_truth
+from pyposeext.metrics.coco_checks import COCO_JOINTS, check_result, checked_truth, read_truth
 
 Kind = Literal["boxes", "masks", "keypoints"]
 
@@ -53,9 +53,8 @@ class CocoEvaluation:
     ) -> None:
         if kind not in _NAMES:
             raise InputError(f"kind must be 'boxes', 'masks' or 'keypoints', got {kind!r}")
-        self._truth = read_truth(truth)
         self._kind, self._category_id, self._sigmas = kind, category_id, tuple(sigmas)
-        check_truth(self._truth, kind, category_id, len(self._sigmas))
+        self._truth = checked_truth(read_truth(truth), kind, category_id, len(self._sigmas))
         self._images = {image["id"]: image for image in self._truth["images"]}
         self._results: list[dict[str, Any]] = []
 

@@ -226,6 +226,21 @@ def test_wrong_truths_are_named(kind: Any, where: str, change: dict[str, Any], m
         CocoEvaluation(truth, kind)
 
 
+def test_masks_of_the_truth_that_are_none_or_empty() -> None:
+    truth = two_images()
+    polygon = [[5, 15, 35, 15, 35, 60, 5, 60]]
+    truth["annotations"][0]["segmentation"] = polygon
+    truth["annotations"][1]["segmentation"] = {"size": [100, 100], "counts": [-5, 10005]}
+    with pytest.raises(InputError, match="truth: annotation 2: segmentation must have runs that are whole numbers"):
+        CocoEvaluation(truth, "masks")
+    # A line of two points encloses nothing, as in training; COCO's own code would take it for a box.
+    truth["annotations"][1]["segmentation"] = [[5, 15, 30, 45]]
+    evaluation = CocoEvaluation(truth, "masks")
+    for image in (1, 2):
+        evaluation.update(image, [0.9], masks=[polygon])
+    assert evaluation.compute()["AR100"] == 0.5
+
+
 def test_truths_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"truth '.*nothing\.json' cannot be read"):
         CocoEvaluation(tmp_path / "nothing.json")
