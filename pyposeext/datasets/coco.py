@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pyposeext.datasets.sample import Sample, check_index, read_image, stack_boxes
 from pyposeext.errors import InputError
-from pyposeext.io.rle import decode_segmentation
+from pyposeext.io.coco_fields import check_numbers, is_whole
+from pyposeext.io.rle import check_segmentation, decode_segmentation
 from pyposeext.skeletons import COCO17
 from pyposeext.structures import Skeleton
 
@@ -54,7 +55,8 @@ class CocoKeypoints:
                 person has no labelled joint.
 
         Raises:
-            InputError: the file is missing, is not JSON, or lacks a COCO list.
+            InputError: the file is missing, is not JSON, lacks a COCO list, or has an annotation that cannot be used.
+                It is named: without its box, with another number of joints, with a mask that is none.
         """
         if categories not in ("people", "all"):
             raise InputError(f"categories must be 'people' or 'all', got {categories!r}")
@@ -65,14 +67,17 @@ class CocoKeypoints:
         if self._folder is not None and not self._folder.is_dir():
             raise InputError(f"images must be a folder, got {str(images)!r}")
         self.skeleton = _skeleton(self.content, self.path)
-        people = [category["id"] for category in self.content["categories"] if "keypoints" in category]
+        people = [category["id"] for category in self.content["categories"] if category.get("keypoints")]
         if not people:  # a file of instances
             people = [category["id"] for category in self.content["categories"] if category.get("name") == "person"]
         self.person_category = int(people[0]) if people else 1
         self._masks, self._labelled = masks, categories == "all"
+        sizes = _image_sizes(self.content["images"], self._folder is not None)
         self._annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in self.content["annotations"]:
-            if self._labelled or annotation.get("category_id") in people:
+        for number, annotation in enumerate(self.content["annotations"]):
+            _check_ids(annotation, number)
+            if self._labelled or annotation["category_id"] in people:
+                _check_annotation(annotation, len(self.skeleton), sizes if masks else None)
                 self._annotations[annotation["image_id"]].append(annotation)
         self._images = [
             image
@@ -126,18 +131,61 @@ def _read(path: Path) -> dict[str, Any]:
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
         raise InputError(f"annotations {str(path)!r} must hold the COCO lists images, annotations and categories")
+    for key in lists:
+        for number, entry in enumerate(content[key]):
+            if not isinstance(entry, dict) or (key != "annotations" and not is_whole(entry.get("id"))):
+                needed = "objects" if key == "annotations" else "objects with an id, a whole number"
+                raise InputError(f"annotations {str(path)!r}: {key} must be {needed}, but entry {number} is not")
     return content
+
+
+def _image_sizes(images: list[dict[str, Any]], named: bool) -> dict[int, list[Any]]:
+    """[height, width] of every image by its id, None where the file does not say; with `named` each needs its file."""
+    for image in images:
+        if named and not isinstance(image.get("file_name"), str):
+            raise InputError(f"image {image['id']} must have its file_name, got {image.get('file_name')!r}")
+    return {image["id"]: [image.get("height"), image.get("width")] for image in images}
+
+
+def _check_ids(annotation: dict[str, Any], number: int) -> None:
+    """Raises an InputError on an annotation that cannot be told where it belongs; `number` is its place in the list."""
+    for key in ("image_id", "category_id"):
+        if not is_whole(annotation.get(key)):
+            name = annotation.get("id", f"{number} in the list")
+            raise InputError(f"annotation {name} must have {key}, a whole number, got {annotation.get(key)!r}")
+
+
+def _check_annotation(annotation: dict[str, Any], joints: int, sizes: dict[int, list[Any]] | None) -> None:
+    """Raises an InputError that names an annotation which no sample could be made of; with `sizes` for its mask too."""
+    where = f"annotation {annotation.get('id')}"
+    check_numbers(f"{where}: bbox", annotation.get("bbox"), 4)
+    if annotation.get("keypoints"):
+        check_numbers(f"{where}: keypoints", annotation["keypoints"], 3 * joints)
+    segmentation = annotation.get("segmentation")
+    if sizes is None or not segmentation or annotation["image_id"] not in sizes:
+        return
+    is_runs = isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys()
+    size = sizes[annotation["image_id"]]
+    if is_runs and None in size:
+        # The file does not say: the mask has to fit its own size here, and the image later.
+        size = segmentation["size"]
+    try:
+        # Only decoding shows whether compressed runs end with the image.
+        check = decode_segmentation if is_runs and isinstance(segmentation["counts"], str) else check_segmentation
+        check(segmentation, *size)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _skeleton(content: dict[str, Any], path: Path) -> Skeleton:
     """COCO17 where the names are COCO's, else the file's own joints, paired by ``left_`` and ``right_``."""
     for category in content["categories"]:
-        names = tuple(category.get("keypoints", ()))
+        names = tuple(category.get("keypoints") or ())
         if not names or names == COCO17.names:
             continue
         mirrored = [name.replace("left", "\0").replace("right", "left").replace("\0", "right") for name in names]
         pairs = tuple((a, names.index(b)) for a, b in enumerate(mirrored) if b in names and a < names.index(b))
-        edges = tuple((a - 1, b - 1) for a, b in category.get("skeleton", ()))
+        edges = tuple((a - 1, b - 1) for a, b in category.get("skeleton") or ())
         return Skeleton(path.stem, names, edges, pairs)
     return COCO17
 
@@ -165,10 +213,6 @@ def _keypoints(annotations: list[dict[str, Any]], joints: int) -> NDArray[np.flo
         points = annotation.get("keypoints")
         if not points:
             continue
-        if len(points) != 3 * joints:
-            raise InputError(
-                f"annotation {annotation.get('id')}: keypoints must hold {3 * joints} numbers, got {len(points)}"
-            )
         row[:] = np.reshape(points, (joints, 3))
     return keypoints
 

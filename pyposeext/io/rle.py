@@ -9,8 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyposeext.errors import InputError
+from pyposeext.io.coco_fields import are_finite
 
 Segmentation = list[Any] | dict[str, Any]
+
+# Three points. COCO's own tools would take a list of four numbers for a box.
+_SMALLEST_POLYGON = 6
 
 
 def encode_mask(mask: NDArray[np.uint8] | NDArray[np.bool_]) -> dict[str, Any]:
@@ -25,36 +29,52 @@ def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> 
     """What an annotation or a result holds as its ``segmentation``, as {"size": [height, width], "counts": str}.
 
     Args:
-        segmentation: a list of polygons [x, y, x, y, ...], whose union is the mask, or run lengths of either kind.
+        segmentation: a list of polygons [x, y, x, y, ...], whose union is the mask, or run lengths of either kind. A
+            polygon of fewer than three points encloses nothing.
         height, width: of the image.
 
     Raises:
-        InputError: neither of these, or run lengths of an image of another size.
+        InputError: neither of these, or run lengths of another number of pixels.
     """
     from faster_coco_eval.core import mask as library
 
+    check_segmentation(segmentation, height, width)
     if isinstance(segmentation, list):
-        polygons = [polygon for polygon in segmentation if isinstance(polygon, list) and len(polygon) >= 6]
-        if len(polygons) < len(segmentation) or any(len(polygon) % 2 for polygon in polygons):
-            raise InputError("segmentation must hold polygons of three or more points, x and y in turn")
+        polygons = [polygon for polygon in segmentation if len(polygon) >= _SMALLEST_POLYGON]
         if not polygons:
             return encode_mask(np.zeros((height, width), np.uint8))
         return _json_ready(library.merge(library.frPyObjects(polygons, height, width)))
+    if isinstance(segmentation["counts"], list):
+        return _json_ready(library.frPyObjects(segmentation, height, width))
+    return _json_ready(segmentation)
+
+
+def check_segmentation(segmentation: Any, height: int, width: int) -> None:
+    """Raises the InputError of `encode_segmentation`, without the work."""
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            if not isinstance(polygon, list) or len(polygon) % 2 or not are_finite(polygon):
+                raise InputError("segmentation must hold polygons of finite numbers, x and y in turn")
+        return
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         raise InputError(f"segmentation must be polygons or run lengths, got {type(segmentation).__name__}")
-    if list(segmentation["size"]) != [height, width]:
-        raise InputError(f"segmentation must be of an image of {[height, width]}, got {list(segmentation['size'])}")
-    if isinstance(segmentation["counts"], list):
-        if sum(segmentation["counts"]) != height * width:
+    size, counts = segmentation["size"], segmentation["counts"]
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        raise InputError(f"segmentation must be of an image of {[height, width]}, got {size}")
+    if isinstance(counts, list):
+        if not all(isinstance(run, int) and run >= 0 for run in counts):
+            raise InputError("segmentation must have runs that are whole numbers from 0 on")
+        if sum(counts) != height * width:
             raise InputError(f"segmentation must have runs over {height * width} pixels, got another sum")
-        return _json_ready(library.frPyObjects(segmentation, height, width))
-    if not isinstance(segmentation["counts"], str | bytes):
-        raise InputError(f"segmentation must have counts, got {type(segmentation['counts']).__name__}")
+        return
+    if not isinstance(counts, str | bytes):
+        raise InputError(f"segmentation must have counts, got {type(counts).__name__}")
+    from faster_coco_eval.core import mask as library
+
     try:
         library.area(segmentation)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"segmentation must be run lengths of an image of {[height, width]}: {error}") from error
-    return _json_ready(segmentation)
 
 
 def decode_segmentation(segmentation: Segmentation, height: int, width: int) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from pyposeext.errors import InputError
 from pyposeext.io.rle import Segmentation, encode_segmentation, mask_area
+from pyposeext.metrics.coco_checks import COCO_JOINTS, check_result, checked_truth, read_truth
 
 Kind = Literal["boxes", "masks", "keypoints"]
 
@@ -38,6 +39,9 @@ class CocoEvaluation:
         kind: "boxes", "masks" or "keypoints".
         category_id: evaluate this category alone; None for all of them.
         sigmas: OKS constants; () for COCO's.
+
+    Raises:
+        InputError: a truth that lacks what the kind is measured with; the sentence names the image or annotation.
     """
 
     def __init__(
@@ -49,15 +53,10 @@ class CocoEvaluation:
     ) -> None:
         if kind not in _NAMES:
             raise InputError(f"kind must be 'boxes', 'masks' or 'keypoints', got {kind!r}")
-        self._truth: dict[str, Any] = truth if isinstance(truth, dict) else json.loads(Path(truth).read_text())
         self._kind, self._category_id, self._sigmas = kind, category_id, tuple(sigmas)
+        self._truth = checked_truth(read_truth(truth), kind, category_id, len(self._sigmas))
         self._images = {image["id"]: image for image in self._truth["images"]}
         self._results: list[dict[str, Any]] = []
-        if kind == "masks":
-            for annotation in self._truth["annotations"]:
-                counts = category_id is None or annotation.get("category_id") == category_id
-                if counts and not annotation.get("segmentation"):
-                    raise InputError(f"truth must have masks, but annotation {annotation.get('id')} has none")
 
     def update(
         self,
@@ -82,18 +81,17 @@ class CocoEvaluation:
         self.add_results(result_rows(self._kind, image_id, scores, values, category_id))
 
     def add_results(self, results: Iterable[dict[str, Any]]) -> None:
-        """Adds entries of a COCO result file; what they hold beside the kind that is evaluated is left out."""
+        """Adds entries of a COCO result file; what they hold beside the kind that is evaluated is left out.
+
+        Raises:
+            InputError: one that cannot be measured, named by its number from 0; then none is added.
+        """
         key = RESULT_KEYS[self._kind]
         rows = []
         for number, row in enumerate(results):
-            needed = ("image_id", "category_id", "score", key)
-            missing = [name for name in needed if not isinstance(row, dict) or name not in row]
-            if missing:
-                raise InputError(f"result {number} must hold {', '.join(needed)}, but has no {missing[0]}")
-            if row["image_id"] not in self._images:
-                raise InputError(f"image_id must be one of the ground truth's, got {row['image_id']}")
+            check_result(number, row, key, self._images, len(self._sigmas))
             # A mask's result may bring a box along, whose area would pass for the mask's in COCO's own code.
-            rows.append({name: row[name] for name in needed})
+            rows.append({name: row[name] for name in ("image_id", "category_id", "score", key)})
             if self._kind == "masks":
                 image = self._images[row["image_id"]]
                 try:
@@ -117,7 +115,8 @@ class CocoEvaluation:
         for row in self._results:
             rows_of[row["image_id"]].append(row)
         for annotation in self._truth["annotations"]:
-            truths_of[annotation["image_id"]].append(annotation)
+            if annotation["image_id"] in truths_of:
+                truths_of[annotation["image_id"]].append(annotation)
         truth: dict[str, Any] = {"images": [], "annotations": [], "categories": self._truth["categories"]}
         results = []
         for number, image_id in enumerate(image_ids, start=1):
@@ -135,7 +134,7 @@ class CocoEvaluation:
 
         # The library prints; a metric is silent.
         with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(json.loads(json.dumps(self._truth)))
+            truth = COCO(self._library_truth())
             found = truth.loadRes([dict(row) for row in self._results])
             evaluation = COCOeval_faster(
                 truth,
@@ -151,6 +150,17 @@ class CocoEvaluation:
             evaluation.summarize()
         names = _NAMES[self._kind]
         return {name: float(value) for name, value in zip(names, evaluation.stats[: len(names)], strict=True)}
+
+    def _library_truth(self) -> dict[str, Any]:
+        """A copy of the truth, which the library may write to."""
+        content: dict[str, Any] = json.loads(json.dumps(self._truth))
+        joints = len(self._sigmas) or COCO_JOINTS
+        if self._kind == "keypoints":
+            for annotation in content["annotations"]:
+                # Who has no joints labelled, or none that are counted, would stop the library or be passed over.
+                points = annotation["keypoints"] = annotation.get("keypoints") or [0] * 3 * joints
+                annotation.setdefault("num_keypoints", sum(visibility > 0 for visibility in points[2::3]))
+        return content
 
 
 def result_rows(

@@ -8,9 +8,9 @@ import pyposeext.models.mask_rcnn.builders
 import pyposeext.models.mask_rcnn.builders_detectron2
 import pyposeext.models.mask_rcnn.builders_light
 import pyposeext.models.simple_baseline  # noqa: F401
-from pyposeext.models.registry import convert_state_dict as convert_state_dict
 from pyposeext.models.registry import list_models as list_models
 from pyposeext.models.registry import register_model as register_model
+from pyposeext.models.weights import convert_state_dict as convert_state_dict
 from pyposeext.models.weights import create_model as create_model
 
 __all__ = ["convert_state_dict", "create_model", "list_models", "register_model"]

@@ -145,16 +145,3 @@ def build_model(entry: Entry, arguments: Mapping[str, Any]) -> nn.Module:
     model.model_name = entry.name  # type: ignore[assignment]
     model.model_arguments = {**known, **arguments}  # type: ignore[assignment]
     return model
-
-
-def convert_state_dict(name: str, official_state_dict: StateDict) -> dict[str, Tensor]:
-    """A published checkpoint's state dict as that of this package's model, which loads it with strict=True.
-
-    Args:
-        name: the model's.
-        official_state_dict: as the model's authors released it, old key names included.
-
-    Raises:
-        InputError: no such model, or a state dict of something else.
-    """
-    return model_entry(name).convert(official_state_dict)

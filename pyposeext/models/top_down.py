@@ -109,8 +109,9 @@ class TopDownPose(nn.Module):
         multiple: int = 32,
     ) -> None:
         super().__init__()
-        if len(input_size) != 2 or min(input_size) < multiple or any(side % multiple for side in input_size):
-            raise InputError(f"input_size must be (height, width), multiples of {multiple}, got {tuple(input_size)}")
+        if not _are_sides(input_size, multiple):
+            got = tuple(input_size) if isinstance(input_size, list) else input_size
+            raise InputError(f"input_size must be (height, width), multiples of {multiple}, got {got!r}")
         if hard_joints is not None and not 1 <= hard_joints <= len(skeleton):
             raise InputError(f"hard_joints must be None or in 1..{len(skeleton)}, got {hard_joints}")
         if decoding not in ("none", "quarter", "dark"):
@@ -249,8 +250,9 @@ class TopDownPose(nn.Module):
 
     def person_scores(self, box_scores: Tensor, joint_scores: Tensor) -> Tensor:
         """[N]: the box's score [N] times the mean of its joints' scores [N, K] above 0.2, 0 without such a joint."""
+        # A score that is no number fails the comparison too.
         counts = joint_scores > _COUNTING_SCORE
-        sums = (joint_scores * counts).sum(dim=1)
+        sums = torch.where(counts, joint_scores, 0).sum(dim=1)
         return box_scores * sums / counts.sum(dim=1).clamp(min=1)
 
     def load_trunk(self, state_dict: Mapping[str, Tensor], what: str = "weights") -> list[str]:
@@ -286,6 +288,8 @@ class TopDownPose(nn.Module):
 
     def _checked_targets(self, images: Tensor, targets: Sequence[Target] | None) -> tuple[Tensor, Tensor]:
         """Keypoints [B, K, 2] and weights [B, K] of a batch."""
+        if len(images) == 0:
+            raise InputError("images must hold at least one crop in training, got none")
         if targets is None or len(targets) != len(images):
             got = "none" if targets is None else len(targets)
             raise InputError(f"targets must hold one dict for each of the {len(images)} crops in training, got {got}")
@@ -296,13 +300,29 @@ class TopDownPose(nn.Module):
                     raise InputError(f"target {index} must hold 'keypoints', got {', '.join(target) or 'nothing'}")
                 if key in target and tuple(target[key].shape) != shape:
                     raise InputError(f"target {index}: {key} must be {list(shape)}, got {list(target[key].shape)}")
-        keypoints = torch.stack([target["keypoints"] for target in targets]).to(images.device)
-        weights = (keypoints[..., 2] > 0).float()
-        given = [target.get("weights") for target in targets]
-        for row, weight in zip(weights, given, strict=True):
-            if weight is not None:
-                row.mul_(weight.to(row))
-        return keypoints[..., :2].float(), weights
+        # Looked at where the targets lie, so that a GPU is waited for only where they lie there.
+        keypoints = torch.stack([target["keypoints"] for target in targets])
+        labelled = keypoints[..., 2] > 0
+        weights = labelled.float()
+        for row, target in zip(weights, targets, strict=True):
+            if "weights" in target:
+                row.mul_(target["weights"].to(row))
+        wrong = {
+            "labelled keypoints": (labelled & ~torch.isfinite(keypoints[..., :2]).all(dim=-1)).any(dim=1),
+            "weights": ~torch.isfinite(weights).all(dim=1),
+        }
+        for what, rows in wrong.items():
+            if rows.any():
+                raise InputError(f"target {int(rows.nonzero()[0])}: {what} must be finite, but some are not")
+        points = torch.where(labelled[..., None], keypoints[..., :2].float(), 0)
+        return points.to(images.device), weights.to(images.device)
+
+
+def _are_sides(input_size: Any, multiple: int) -> bool:
+    """Whether that is two whole numbers, multiples of `multiple` above 0."""
+    if not isinstance(input_size, Sequence) or isinstance(input_size, str) or len(input_size) != 2:
+        return False
+    return all(isinstance(side, int) and side >= multiple and side % multiple == 0 for side in input_size)
 
 
 def _stacked(images: Sequence[Tensor]) -> Tensor:

@@ -124,13 +124,18 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], what: str)
 
     `what` begins the sentence.
     """
+    check_state_dict(model, state_dict, f"{what} do not fit")
+    model.load_state_dict(state_dict, strict=True)
+
+
+def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
+    """Raises the InputError of `load_strictly`, which begins with `what`, without loading anything."""
     differences = state_dict_differences(model, state_dict)
     if differences:
         raise InputError(
-            f"{what} do not fit {getattr(model, 'model_name', type(model).__name__)}: {differences[0]}"
+            f"{what} {getattr(model, 'model_name', type(model).__name__)}: {differences[0]}"
             + (f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else "")
         )
-    model.load_state_dict(state_dict, strict=True)
 
 
 def state_dict_differences(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
@@ -200,13 +205,35 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"checkpoint {path} cannot be read safely: it is damaged or holds more than tensors. Where you trust it, "
             "load it with PyTorch yourself, save its state dict alone with torch.save, and convert that file"
         ) from error
-    for key in ("state_dict", "model_state_dict", "model", "best_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"checkpoint {path} must hold a state dict (names and tensors), got {type(content).__name__}")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    return _state_dict_in(content, f"checkpoint {path}")
+
+
+def convert_state_dict(name: str, official_state_dict: Mapping[str, Any], **arguments: Any) -> dict[str, Tensor]:
+    """A published checkpoint's state dict as that of this package's model, which loads it with strict=True.
+
+    All names and shapes are compared with those of the model, built without memory. What a file may have of its own is
+    read from it: the numbers of joints and classes, whether there are masks, whether boxes and masks are one for all
+    classes, and the norm of the heads. Build the model with the same.
+
+    Args:
+        name: the model's.
+        official_state_dict: as the model's authors released it, old key names included; perhaps wrapped, as in
+            `load_checkpoint`.
+        arguments: the builder's, where the file needs others, as other widths; they go over what the file says.
+
+    Raises:
+        InputError: no such model, or a state dict of something else.
+    """
+    entry = model_entry(name)
+    converted = entry.convert(_state_dict_in(official_state_dict, "official_state_dict"))
+    found = {key: value for key, value in _arguments_in(converted).items() if key in entry.arguments}
+    try:
+        with torch.device("meta"):
+            model = build_model(entry, {**found, **arguments})
+    except InputError as error:
+        raise InputError(f"official_state_dict does not fit {name}: {error}") from error
+    check_state_dict(model, converted, "official_state_dict does not fit")
+    return converted
 
 
 def convert_checkpoint(
@@ -339,6 +366,41 @@ def _published(
         if found := entry.checkpoint_of(digest):
             return entry, found
     raise InputError(f"{file} is not known by its SHA-256: give the model, or the checkpoint that it is")
+
+
+def _state_dict_in(content: Any, what: str) -> dict[str, Tensor]:
+    """The state dict in what training code saves; `load_checkpoint` says where. `what` begins the sentence."""
+    for key in ("state_dict", "model_state_dict", "model", "best_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise InputError(f"{what} must hold a state dict (names and tensors), got {type(content).__name__}")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _arguments_in(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The builders' arguments that show in the names and shapes of a state dict in this package's layout."""
+    arguments: dict[str, Any] = {}
+    for name, output in (
+        ("num_joints", "head.conv"),
+        ("num_joints", "head.final_layer"),
+        ("num_joints", "roi_heads.keypoint_predictor.kps_score_lowres"),
+        ("num_classes", "roi_heads.box_predictor.cls_score"),
+    ):
+        if f"{output}.bias" in state_dict:
+            arguments[name] = state_dict[f"{output}.bias"].numel()
+    mask_logits = state_dict.get("roi_heads.mask_predictor.mask_fcn_logits.bias")
+    box_deltas = state_dict.get("roi_heads.box_predictor.bbox_pred.bias")
+    arguments["masks"] = mask_logits is not None
+    arguments["class_agnostic_masks"] = mask_logits is not None and mask_logits.numel() == 1
+    arguments["class_agnostic_boxes"] = box_deltas is not None and box_deltas.numel() == 4
+    heads = {name: value for name, value in state_dict.items() if name.startswith("roi_heads.")}
+    if heads:
+        normed = any(name.endswith(".weight") and value.dim() == 1 for name, value in heads.items())
+        batch = any(name.endswith(".running_var") for name in heads)
+        arguments["head_norm"] = "batch" if batch else "group" if normed else None
+    return arguments
 
 
 def _fetched_file(checkpoint: Checkpoint) -> Path:

@@ -168,9 +168,19 @@ def _evaluate_top_down(
 
 
 def _true_boxes(sample: Sample) -> Detections:
+    """Of the people with labelled joints, those that HRNet keeps: of one pixel's width or height too, but not of both.
+
+    A box that counts its pixels from the first to the last has no width where it is one pixel wide.
+    """
     boxes = sample.boxes if sample.pose_boxes is None else sample.pose_boxes
-    boxes = boxes[(sample.keypoints[:, :, 2] > 0).any(axis=1)]
-    return Detections(boxes, np.ones(len(boxes), np.float32)).best(0, len(boxes))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    labelled = (sample.keypoints[:, :, 2] > 0).any(axis=1)
+    kept = labelled & (sides >= 0).all(axis=1) & (sides > 0).any(axis=1)
+    boxes, sides = boxes[kept], sides[kept]
+    # A crop takes the longer side for the other one, so that half of it shows the same, and the box has an area.
+    grown = np.where(sides == 0, sides.max(axis=1, initial=0, keepdims=True) / 4, 0)
+    boxes = np.concatenate([boxes[:, :2] - grown, boxes[:, 2:] + grown], axis=1)
+    return Detections(boxes, np.ones(len(boxes), np.float32))
 
 
 def _detected_boxes(detector: Detector, sample: Sample) -> Detections:

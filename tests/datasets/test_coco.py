@@ -139,14 +139,72 @@ def test_an_image_with_somebody_without_mask_has_none(tmp_path: Path) -> None:
         ({"size": [60, 40], "counts": [2400]}, r"must be of an image of \[40, 60\], got \[60, 40\]"),
         ({"size": [40, 60], "counts": [7]}, "must have runs over 2400 pixels"),
         ({"size": [40, 60], "counts": "no runs"}, r"must be run lengths of an image of \[40, 60\]"),
-        ([[1, 2, 3, 4]], "must hold polygons of three or more points"),
+        ([[1, 2, 3, 4, 5]], "must hold polygons of finite numbers, x and y in turn"),
+        ([["a"] * 6], "must hold polygons of finite numbers"),
+        ({"size": [40, 60], "counts": [-5, 2405]}, "must have runs that are whole numbers from 0 on"),
+        ({"size": [40, 60], "counts": "0"}, "must be run lengths of an image"),
         ("round", "must be polygons or run lengths, got str"),
     ],
 )
 def test_wrong_masks_are_named(tmp_path: Path, segmentation: Any, message: str) -> None:
     path = write_set(tmp_path, [person(7, [0, 0, 9, 9], segmentation=segmentation)])
     with pytest.raises(InputError, match=f"annotation 7: segmentation {message}"):
-        CocoKeypoints(path, tmp_path / "images", masks=True).sample(1)
+        CocoKeypoints(path, tmp_path / "images", masks=True)
+    # Where masks are not asked for, they are not looked at.
+    assert CocoKeypoints(path, tmp_path / "images").sample(1).masks is None
+
+
+def test_polygons_without_three_points_are_empty_masks(tmp_path: Path) -> None:
+    people = [person(1, [0, 0, 9, 9], segmentation=[[]]), person(2, [0, 0, 9, 9], segmentation=[[1, 2, 3, 4]])]
+    masks = CocoKeypoints(write_set(tmp_path, people), tmp_path / "images", masks=True).sample(1).masks
+    assert masks is not None
+    assert masks.shape == (2, 40, 60)
+    assert not masks.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": None}, "annotation 1: bbox must be 4 numbers, got None"),
+        ({"bbox": [1, 2, 3]}, "annotation 1: bbox must be 4 numbers, got 3"),
+        ({"bbox": [float("nan")] * 4}, "annotation 1: bbox must be 4 finite numbers"),
+        ({"image_id": None}, "annotation 1 must have image_id, a whole number, got None"),
+        ({"category_id": None}, "annotation 1 must have category_id, a whole number, got None"),
+        ({"keypoints": [1, 2, 2]}, "annotation 1: keypoints must be 51 numbers, got 3"),
+        ({"keypoints": ["1"] * 51}, "annotation 1: keypoints must be 51 finite numbers"),
+    ],
+)
+def test_wrong_annotations_are_named_when_the_file_is_read(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = write_set(tmp_path, [person(1, [0, 0, 9, 9], **change)])
+    with pytest.raises(InputError, match=message):
+        CocoKeypoints(path)
+
+
+def test_images_need_their_ids_and_file_names(tmp_path: Path) -> None:
+    path = write_set(tmp_path, [])
+    content = json.loads(path.read_text())
+    del content["images"][1]["file_name"]
+    path.write_text(json.dumps(content))
+    CocoKeypoints(path)
+    with pytest.raises(InputError, match="image 3 must have its file_name, got None"):
+        CocoKeypoints(path, tmp_path / "images")
+    del content["images"][1]["id"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="images must be objects with an id, a whole number, but entry 1 is not"):
+        CocoKeypoints(path)
+
+
+@pytest.mark.parametrize("nothing", [[], None])
+def test_a_category_without_joints_is_not_of_people(tmp_path: Path, nothing: Any) -> None:
+    path = write_set(tmp_path, [person(1, [0, 0, 9, 9]), person(2, [0, 0, 9, 9], category_id=5)])
+    content = json.loads(path.read_text())
+    content["categories"].insert(0, {"id": 5, "name": "dog", "keypoints": nothing, "skeleton": nothing})
+    path.write_text(json.dumps(content))
+    dataset = CocoKeypoints(path)
+    assert (dataset.person_category, dataset.skeleton) == (1, COCO17)
+    assert dataset.count_people(1) == 1
 
 
 def test_labels_refer_to_the_pixels_as_stored(tmp_path: Path) -> None:
@@ -172,14 +230,12 @@ def test_wrong_input_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text('{"images": []}')
     with pytest.raises(InputError, match="COCO lists images, annotations and categories"):
         CocoKeypoints(tmp_path / "list.json")
-    path = write_set(tmp_path, [person(1, [0, 0, 9, 9], keypoints=[1, 2, 2])])
+    path = write_set(tmp_path, [person(1, [0, 0, 9, 9])])
     with pytest.raises(InputError, match="categories must be 'people' or 'all', got 'cars'"):
         CocoKeypoints(path, categories="cars")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="images must be a folder"):
         CocoKeypoints(path, tmp_path / "nowhere")
     dataset = CocoKeypoints(path, tmp_path / "images")
-    with pytest.raises(InputError, match="annotation 1: keypoints must hold 51 numbers, got 3"):
-        dataset.sample(1)
     with pytest.raises(InputError, match=r"index must be in 0\.\.1, got 2"):
         dataset.sample(2)
     with pytest.raises(InputError, match="no folder of images"):

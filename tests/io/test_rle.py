@@ -38,10 +38,24 @@ def test_polygons_are_joined() -> None:
     assert not decode_segmentation([], 6, 7).any()
 
 
+def test_what_has_fewer_than_three_points_encloses_nothing() -> None:
+    square = [1, 1, 3, 1, 3, 3, 1, 3]
+    for nothing in ([[]], [[1, 1, 5, 5]], [[], [2, 2]]):
+        assert not decode_segmentation(nothing, 6, 7).any()
+        assert encode_segmentation([*nothing, square], 6, 7) == encode_segmentation([square], 6, 7)
+
+
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([[1, 2, 3]], "polygons of three or more points"),
+        ([[1, 2, 3]], "polygons of finite numbers, x and y in turn"),
+        ([["a", "b", "c", "d", "e", "f"]], "polygons of finite numbers"),
+        ([[float("nan")] * 6], "polygons of finite numbers"),
+        (["round"], "polygons of finite numbers"),
+        ({"size": [6, 7], "counts": [-5, 47]}, "runs that are whole numbers from 0 on"),
+        ({"size": [6, 7], "counts": [10**12]}, "runs over 42 pixels"),
+        ({"size": [6, 7], "counts": ["42"]}, "runs that are whole numbers"),
+        ({"size": 42, "counts": [42]}, r"of an image of \[6, 7\], got 42"),
         ([[1, 2, 3, 4, 5, 6, 7]], "x and y in turn"),
         ({"size": [6, 7]}, "polygons or run lengths, got dict"),
         ({"size": [7, 6], "counts": [42]}, r"of an image of \[6, 7\], got \[7, 6\]"),

@@ -169,3 +169,98 @@ def test_masks_in_every_encoding() -> None:
     assert evaluation.compute()["AR100"] == pytest.approx((10 + 1) / 20)
     with pytest.raises(InputError, match="result 0: segmentation must be of an image of"):
         evaluation.update(1, [0.9], masks=[encode_mask(mask[:50])])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("boxes", {"score": float("nan")}, "score must be a finite number, got nan"),
+        ("boxes", {"score": "0.5"}, "score must be a finite number, got '0.5'"),
+        ("boxes", {"score": None}, "score must be a finite number, got None"),
+        ("boxes", {"image_id": [1]}, r"image_id must be one of the ground truth's, got \[1\]"),
+        ("boxes", {"image_id": "1"}, "image_id must be one of the ground truth's, got '1'"),
+        ("boxes", {"category_id": None}, "category_id must be a whole number, got None"),
+        ("boxes", {"bbox": [1, 2, 3]}, "bbox must be 4 numbers, got 3"),
+        ("boxes", {"bbox": [1, 2, "x", 4]}, r"bbox must be 4 finite numbers, got \[1, 2, 'x', 4\]"),
+        ("boxes", {"bbox": [1, 2, float("inf"), 4]}, "bbox must be 4 finite numbers"),
+        ("boxes", {"bbox": None}, "bbox must be 4 numbers, got None"),
+        ("keypoints", {"keypoints": [18, 36, 2]}, "keypoints must be 51 numbers, got 3"),
+        ("keypoints", {"keypoints": [float("nan")] * 51}, "keypoints must be 51 finite numbers"),
+        ("masks", {"segmentation": "round"}, "segmentation must be polygons or run lengths, got str"),
+    ],
+)
+def test_wrong_results_are_named_and_none_is_added(kind: Any, change: dict[str, Any], message: str) -> None:
+    truth = two_images()
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = [[5, 15, 35, 15, 35, 60, 5, 60]]
+    good = {"image_id": 1, "category_id": 1, "score": 0.9, **truth["annotations"][0], "id": 5}
+    evaluation = CocoEvaluation(truth, kind)
+    with pytest.raises(InputError, match=f"result 1: {message}"):
+        evaluation.add_results([good, {**good, **change}])
+    assert evaluation.compute()["AP"] == 0
+    evaluation.add_results([good])
+    assert evaluation.compute()["AP"] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "change", "message"),
+    [
+        ("boxes", "annotations", {"id": None}, "annotation 1 in the list must have id, a whole number, got None"),
+        ("boxes", "annotations", {"id": 1}, "annotations must each have their own id, but 1 comes twice"),
+        ("boxes", "annotations", {"image_id": [1]}, r"annotation 1 in the list must have image_id.*got \[1\]"),
+        ("boxes", "annotations", {"category_id": "a"}, "annotation 1 in the list must have category_id.*got 'a'"),
+        ("boxes", "annotations", {"bbox": [1, 2, 3]}, "annotation 2: bbox must be 4 numbers, got 3"),
+        ("boxes", "annotations", {"area": None}, "annotation 2: area must be a finite number, got None"),
+        ("keypoints", "annotations", {"keypoints": [1, 2, 2]}, "annotation 2: keypoints must be 51 numbers, got 3"),
+        ("masks", "images", {"height": None}, r"image 2 must have height and width for masks, got \(None, 100\)"),
+        ("boxes", "images", {"id": "b"}, "image 1 must have an id, a whole number, got 'b'"),
+    ],
+)
+def test_wrong_truths_are_named(kind: Any, where: str, change: dict[str, Any], message: str) -> None:
+    truth = two_images()
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = [[5, 15, 35, 15, 35, 60, 5, 60]]
+    CocoEvaluation(copy.deepcopy(truth), kind)
+    truth[where][1].update(change)
+    with pytest.raises(InputError, match=f"truth: {message}"):
+        CocoEvaluation(truth, kind)
+
+
+def test_masks_of_the_truth_that_are_none_or_empty() -> None:
+    truth = two_images()
+    polygon = [[5, 15, 35, 15, 35, 60, 5, 60]]
+    truth["annotations"][0]["segmentation"] = polygon
+    truth["annotations"][1]["segmentation"] = {"size": [100, 100], "counts": [-5, 10005]}
+    with pytest.raises(InputError, match="truth: annotation 2: segmentation must have runs that are whole numbers"):
+        CocoEvaluation(truth, "masks")
+    # A line of two points encloses nothing, as in training; COCO's own code would take it for a box.
+    truth["annotations"][1]["segmentation"] = [[5, 15, 30, 45]]
+    evaluation = CocoEvaluation(truth, "masks")
+    for image in (1, 2):
+        evaluation.update(image, [0.9], masks=[polygon])
+    assert evaluation.compute()["AR100"] == 0.5
+
+
+def test_truths_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"truth '.*nothing\.json' cannot be read"):
+        CocoEvaluation(tmp_path / "nothing.json")
+    (tmp_path / "text.json").write_text("no truth")
+    with pytest.raises(InputError, match="is not a JSON file"):
+        CocoEvaluation(tmp_path / "text.json")
+    with pytest.raises(InputError, match="lists images, annotations and categories, but annotations is none"):
+        CocoEvaluation({"images": [], "categories": []})
+    with pytest.raises(InputError, match="but images is none"):
+        CocoEvaluation({**two_images(), "images": [1]})
+
+
+def test_joints_that_are_not_counted_and_people_without_any() -> None:
+    truth = two_images()
+    points = np.reshape(truth["annotations"][0]["keypoints"], (1, 17, 3))
+    for annotation in truth["annotations"]:
+        del annotation["num_keypoints"]
+    # Nobody needs to find a person of whom no joint is labelled.
+    del truth["annotations"][1]["keypoints"]
+    evaluation = CocoEvaluation(truth, "keypoints")
+    assert evaluation.compute()["AR"] == 0
+    evaluation.update(1, [0.9], keypoints=points)
+    assert evaluation.compute()["AR"] == 1

@@ -48,6 +48,13 @@ def sample_targets(num_joints=17):
     return [{"boxes": box, "labels": torch.ones(1, dtype=torch.int64), "keypoints": keypoints}, empty]
 
 
+def quieten_residual_branches(model):
+    """Lets them weigh little, as in a trained network: random ones blow up every value and every rounding error."""
+    for block in model.modules():
+        if isinstance(block, BasicBlock | Bottleneck):
+            nn.init.constant_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight, 0.1)
+
+
 class RegionModel:
     """R-CNNs: images of any size to detections."""
 
@@ -78,7 +85,8 @@ class RegionModel:
 
     @staticmethod
     def settle(model):
-        """Gives the norms statistics under which outputs have a sensible size, where those they start with do not."""
+        """Gives the outputs a sensible size, where random weights do not."""
+        quieten_residual_branches(model)
 
     @staticmethod
     def trunk(model):
@@ -179,10 +187,7 @@ class TopDownModel:
 
     @classmethod
     def settle(cls, model):
-        # Residual branches that weigh little, as in a trained network: a random one blows up every rounding error.
-        for block in model.modules():
-            if isinstance(block, BasicBlock | Bottleneck):
-                nn.init.constant_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight, 0.1)
+        quieten_residual_branches(model)
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0

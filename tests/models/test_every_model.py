@@ -45,6 +45,7 @@ def test_detections_have_the_promised_shapes(name):
     assert len(detections) == 2
     for found, (height, width) in zip(detections, [(96, 80), (70, 110)], strict=True):
         count = len(found["boxes"])
+        assert count > 0
         assert found["keypoints"].shape == (count, 17, 3)
         assert found["keypoint_scores"].shape == (count, 17)
         assert found["keypoint_heatmaps"].shape == (count, 17, 56, 56)
@@ -77,10 +78,9 @@ def test_masks_of_detections(name):
         detections = model(sample_images())
         boxes = model.detect_boxes(sample_images())
     assert len(model.skeleton) == 0
-    # The activations of the deepest random trunks are so large that nothing but background may come out.
-    assert REDUCED[name].like or sum(len(found["boxes"]) for found in detections) > 0
     for found, alone, (height, width) in zip(detections, boxes, [(96, 80), (70, 110)], strict=True):
         assert sorted(found) == ["boxes", "labels", "masks", "scores"]
+        assert len(found["boxes"]) > 0
         assert found["masks"].shape == (len(found["boxes"]), 1, height, width)
         assert ((found["masks"] >= 0) & (found["masks"] <= 1)).all()
         assert found["labels"].tolist() == [1] * len(found["boxes"])

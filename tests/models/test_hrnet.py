@@ -12,7 +12,7 @@ from pyposeext.layers.folding import fold_norms
 from pyposeext.layers.hrnet import HRNet
 from pyposeext.models import convert_state_dict, create_model, list_models
 from pyposeext.models.registry import model_entry
-from pyposeext.models.weights import convert_checkpoint, load_checkpoint, load_strictly, state_dict_differences
+from pyposeext.models.weights import convert_checkpoint, load_checkpoint, state_dict_differences
 from pyposeext.skeletons import COCO17, MPII16, POSETRACK17, POSETRACK18
 from tests.models.reduced import TopDownModel, settled_model
 
@@ -169,9 +169,10 @@ def test_published_names_convert_strictly(name):
     assert state_dict_differences(model, converted) == []
     assert list(converted) == list(model.state_dict())
     published.pop("stage3.1.branches.2.3.bn1.running_var")
-    assert state_dict_differences(model, convert_state_dict(name, published)) == [
-        "trunk.stage3.1.branches.2.3.bn1.running_var is missing"
-    ]
+    with pytest.raises(
+        InputError, match=rf"not fit {name}: trunk\.stage3\.1\.branches\.2\.3\.bn1\.running_var is missing$"
+    ):
+        convert_state_dict(name, published)
 
 
 def test_converted_weights_give_the_same_heatmaps(tmp_path):
@@ -218,8 +219,13 @@ def test_other_networks_are_refused():
     without_head = {name: value for name, value in published.items() if not name.startswith("final_layer")}
     with pytest.raises(InputError, match=r"but has no 'final_layer\.weight'"):
         convert_state_dict("hrnet_w32", without_head)
-    with pytest.raises(InputError, match=r"weights x do not fit hrnet_w16: trunk\.layer1\.1\.conv1\.weight is missing"):
-        load_strictly(meta_model("hrnet_w16"), convert_state_dict("hrnet_w16", published), "weights x")
+    with pytest.raises(InputError, match=r"does not fit hrnet_w16: trunk\.layer1\.1\.conv1\.weight is missing"):
+        convert_state_dict("hrnet_w16", published)
+    narrow = published_names(meta_model("hrnet_w16"))
+    with pytest.raises(
+        InputError, match=r"does not fit hrnet_w32: trunk\.transition1\.0\.0\.weight is \[16, 256, 3, 3\]"
+    ):
+        convert_state_dict("hrnet_w32", narrow)
 
 
 def test_an_imagenet_classifier_gives_its_trunk(tmp_path):

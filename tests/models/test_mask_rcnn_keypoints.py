@@ -10,7 +10,6 @@ import torch
 from pyposeext.models.mask_rcnn.keypoints import (
     decode_keypoints,
     keypoint_loss,
-    keypoint_probabilities,
     keypoint_targets,
     select_keypoint_rois,
 )
@@ -66,7 +65,6 @@ def test_no_rois():
     assert cells.shape == valid.shape == (0, 17)
     points, scores = decode_keypoints(torch.zeros(0, 17, SIZE, SIZE), torch.zeros(0, 4))
     assert (points.shape, scores.shape) == ((0, 17, 3), (0, 17))
-    assert keypoint_probabilities(torch.zeros(0, 17, SIZE, SIZE)).shape == (0, 17)
 
 
 def test_loss_is_the_mean_over_valid_pairs_only():
@@ -123,9 +121,3 @@ def test_few_rois_per_person_and_none_for_unlabelled_people():
     assert boxes[:2, 0].tolist() == [-1, -2]
     assert boxes[6:, 0].tolist() in ([9, 10], [10, 9])
     assert len(set(boxes[2:6, 0].tolist()) & set(range(9))) == 4
-
-
-def test_probabilities():
-    logits = torch.zeros(1, 2, SIZE, SIZE)
-    logits[0, 1, 5, 5] = 50
-    torch.testing.assert_close(keypoint_probabilities(logits), torch.tensor([[1 / SIZE**2, 1.0]]))

@@ -404,6 +404,10 @@ def test_wrong_options():
     for size in ((250, 192), (256,), (0, 0), (16, 16)):
         with pytest.raises(InputError, match=r"input_size must be \(height, width\), multiples of 32, got \("):
             model_of(input_size=size)
+    for size in (64, "ab", None, (64.5, 64)):
+        with pytest.raises(InputError, match=r"input_size must be \(height, width\), multiples of 32, got "):
+            model_of(input_size=size)
+    assert model_of(input_size=[64, 32]).input_size == (64, 32)
     for count in (0, 18):
         with pytest.raises(InputError, match=rf"hard_joints must be None or in 1\.\.17, got {count}"):
             model_of(hard_joints=count)
@@ -428,6 +432,8 @@ def test_wrong_images():
         model([])
     with pytest.raises(InputError, match=r"images must all have one size, got \[3, 32, 32\], \[3, 64, 32\]"):
         model([torch.zeros(3, 32, 32), torch.zeros(3, 64, 32)])
+    with pytest.raises(InputError, match="images must hold at least one crop in training, got none"):
+        model.train()(torch.zeros(0, 3, 64, 64), [])
 
 
 def test_wrong_targets():
@@ -446,3 +452,20 @@ def test_wrong_targets():
         model(images, [good, {"keypoints": torch.zeros(16, 3)}])
     with pytest.raises(InputError, match=r"target 0: weights must be \[17\], got \[17, 1\]"):
         model(images, [{**good, "weights": torch.zeros(17, 1)}, good])
+    for value in (math.nan, math.inf):
+        keypoints = torch.full((17, 3), 2.0)
+        keypoints[3, 1] = value
+        with pytest.raises(InputError, match="target 1: labelled keypoints must be finite, but some are not"):
+            model(images, [good, {"keypoints": keypoints}])
+        with pytest.raises(InputError, match="target 1: weights must be finite, but some are not"):
+            model(images, [good, {**good, "weights": torch.full((17,), value)}])
+        # Where nothing is labelled, nothing is looked at.
+        keypoints[3, 2] = 0
+        loss = model(images, [{"keypoints": keypoints}, good])["loss_heatmap"]
+        keypoints[3, 1] = 5
+        assert torch.equal(loss, model(images, [{"keypoints": keypoints}, good])["loss_heatmap"])
+
+
+def test_joints_without_a_number_have_no_part_in_the_persons_score():
+    joints = torch.tensor([[0.9, -math.inf, math.nan, 0.1], [-math.inf, math.nan, 0.1, 0.0]])
+    assert model_of().person_scores(torch.tensor([0.5, 0.5]), joints).tolist() == pytest.approx([0.45, 0])

@@ -165,6 +165,26 @@ def test_a_top_down_model_takes_all_boxes_of_a_detector(dataset: CocoKeypoints) 
     assert len(truth.results["keypoints"]) == 3
 
 
+def test_people_of_one_pixels_width_are_measured_as_hrnet_does(dataset: CocoKeypoints, tmp_path: Path) -> None:
+    content = dataset.content
+    (first, second, third) = content["annotations"]
+    first["bbox"] = [40, 20, 1, 60]
+    second["bbox"] = [20, 40, 60, 1]
+    third["bbox"] = [40, 40, 1, 1]
+    (tmp_path / "set/people.json").write_text(json.dumps(content))
+    thin = CocoKeypoints(tmp_path / "set/people.json", tmp_path / "set/images")
+    model: Any = create_model("hrnet_w18_small", input_size=(128, 96))
+    seen = []
+    regions = model.regions
+    model.regions = lambda boxes: seen.append(regions(boxes)) or seen[-1]
+    found = evaluate(model, thin).results["keypoints"]
+    assert [row["image_id"] for row in found] == [1, 2]
+    # By HRNet's code, from the first to the last pixel: 59 high is 59 * 0.75 wide, and 59 wide is 59 / 0.75 high.
+    expected = torch.tensor([[40, 49.5, 59 * 0.75, 59], [49.5, 40, 59, 59 / 0.75]], dtype=torch.float64)
+    expected[:, 2:] *= 1.25
+    torch.testing.assert_close(torch.cat(seen), expected)
+
+
 def test_data_of_other_joints_is_refused(tmp_path: Path, dataset: CocoKeypoints) -> None:
     model = create_model("hrnet_w18_small", input_size=(64, 64), num_joints=16)
     with pytest.raises(InputError, match=r"data must label the model's 16 joints \(mpii16\), got the 17 of people"):

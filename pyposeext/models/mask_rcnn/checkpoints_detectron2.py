@@ -88,19 +88,25 @@ def convert_detectron2(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     on. Frozen norms stay as they are: they have eps 1e-5 there and here.
 
     Raises:
-        InputError: a key that no such model has, or keys that every one has are missing.
+        InputError: a key that no such model has, or keys that every one has are missing or of no possible shape.
     """
-    if "roi_heads.box_predictor.cls_score.bias" not in state_dict:
+    expected = "state_dict must be of a detectron2 Mask or Keypoint R-CNN"
+    bias = state_dict.get("roi_heads.box_predictor.cls_score.bias")
+    if bias is None:
+        raise InputError(f"{expected}, but has no 'roi_heads.box_predictor.cls_score.bias'")
+    if bias.dim() != 1 or len(bias) < 2:
         raise InputError(
-            "state_dict must be of a detectron2 Mask or Keypoint R-CNN, but has no "
-            "'roi_heads.box_predictor.cls_score.bias'"
+            f"{expected} with a background and a class or more, "
+            f"but its 'roi_heads.box_predictor.cls_score.bias' is {list(bias.shape)}"
         )
-    classes = len(state_dict["roi_heads.box_predictor.cls_score.bias"]) - 1
+    classes = len(bias) - 1
     converted = {}
     for key, value in state_dict.items():
         if _CONSTANTS.match(key):
             continue
         name = _our_name(key)
+        if value.dim() < (4 if name == "backbone.body.conv1.weight" else 1):
+            raise InputError(f"{expected}, but its {key!r} is {list(value.shape)}")
         if name == "backbone.body.conv1.weight":
             converted[name] = value.flip(1)
         elif ".box_predictor." in name or ".mask_fcn_logits." in name:

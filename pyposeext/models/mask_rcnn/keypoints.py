@@ -169,8 +169,3 @@ def decode_keypoints(logits: Tensor, boxes: Tensor, score: KeypointScore = "logi
     """
     points, scores = ops.roi_heatmaps_to_keypoints(logits.float(), boxes.float(), score=score)
     return torch.cat([points, torch.ones_like(points[..., :1])], dim=-1), scores
-
-
-def keypoint_probabilities(logits: Tensor) -> Tensor:
-    """The probability of the best cell of each map, [R, K, m, m] to [R, K] in 0..1, for those who want such a score."""
-    return logits.float().flatten(2).softmax(dim=-1).amax(dim=-1)
