@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyposeext.errors import InputError
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from pyposeext.datasets import CocoKeypoints, ImageDataset
 
 _FORMS = "ANNOTATIONS.json:IMAGES, mpii:ANNOTATIONS.json:IMAGES, lsp:ROOT or lsp_extended:ROOT"
+# How many parts the entries of data sets that are named have, without their weight.
+_PREFIXES = {"lsp": 2, "lsp_extended": 2, "mpii": 3}
 
 
 def open_weighted(entries: Sequence[str], **options: Any) -> tuple[list[ImageDataset], list[float]]:
@@ -49,6 +52,14 @@ def open_coco(entry: str) -> CocoKeypoints:
     return dataset
 
 
+def located(entry: str) -> str:
+    """The entry with its paths in full: it names the same files from whatever folder it was given in."""
+    return ":".join(
+        str(Path(part).resolve()) if part not in _PREFIXES and Path(part).exists() else part
+        for part in entry.split(":")
+    )
+
+
 def coco_options(model: Any) -> dict[str, Any]:
     """What an R-CNN needs of a file in COCO's layout: masks for a mask branch, all categories for many classes."""
     options: dict[str, Any] = {"masks": model.has_masks}
@@ -59,7 +70,7 @@ def coco_options(model: Any) -> dict[str, Any]:
 
 def _length(parts: Sequence[str]) -> int:
     """How many parts an entry that begins so has, without its weight."""
-    return {"lsp": 2, "lsp_extended": 2, "mpii": 3}.get(parts[0], 2)
+    return _PREFIXES.get(parts[0], 2)
 
 
 def _open(entry: str, parts: Sequence[str], options: dict[str, Any]) -> ImageDataset:

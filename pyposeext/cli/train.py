@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Console
 
-from pyposeext.cli.data_entries import coco_options, open_coco, open_weighted
+from pyposeext.cli.data_entries import coco_options, located, open_coco, open_weighted
 from pyposeext.cli.options import OutputOption, ProgressKind, parse
 from pyposeext.errors import InputError
 from pyposeext.training.engine import Progress, Settings
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class TrainArguments:
     """Train a model and write its averaged weights to DIR/weights.safetensors.
 
-    A run that was broken off, as by Ctrl-C, goes on when the same command is given again. Under torchrun every process
+    A run that was broken off, as by Ctrl-C, goes on when the same command is given again: with another length, if it is
+    to be longer, but not with other data or another model. Under torchrun every process
     works on its own batches.
 
     Attributes:
@@ -44,7 +45,7 @@ class TrainArguments:
             earlier run.
         val: like --data, COCO's layout without weights: measured at the end as `pyposeext eval` does.
         recipe: what holds where an option is not given: "default", AdamW with one cycle and averaged weights; "hrnet",
-            as HRNet was trained on COCO; "mask_rcnn", as torchvision trained Mask R-CNN, on whole images.
+            as HRNet was trained on COCO; "mask_rcnn" and "keypoint_rcnn", as torchvision trained them, whole images.
         steps: length of the run in optimizer steps, or
         minutes: its length in wall time.
         batch_size: images or crops per batch and process, on the first canvas; as many pixels on the others.
@@ -57,7 +58,8 @@ class TrainArguments:
             of the published recipe.
         weigh_joints: in a top-down model's loss elbows and knees weigh 1.2, wrists and ankles 1.5.
         optimizer: see the recipes.
-        learning_rate: at the top of the schedule. "mask_rcnn" has 0.02 for 16 images per step, and in proportion.
+        learning_rate: at the top of the schedule. "mask_rcnn" and "keypoint_rcnn" have 0.02 for 16 images per step, and
+            in proportion.
         trunk_rate: the trunk's learning rate as a share of that.
         weight_decay: of the optimizer.
         schedule: one cycle, or steps down by ten at the milestones.
@@ -81,7 +83,7 @@ class TrainArguments:
     model: str = "keypoint_rcnn_efficientnet_lite0_fpn"
     backbone_weights: Path | None = None
     val: tuple[str, ...] = ()
-    recipe: Literal["default", "hrnet", "mask_rcnn"] = "default"
+    recipe: Literal["default", "hrnet", "mask_rcnn", "keypoint_rcnn"] = "default"
     steps: int | None = None
     minutes: float | None = None
     batch_size: int | None = None
@@ -153,7 +155,7 @@ def train(options: TrainArguments) -> None:
     torch.manual_seed(options.seed)
     network: Any = create_model(options.model, **_json_object(options.arguments))
     stream_of = _stream_maker(options, network)
-    held_out = [_held_out(entry, network) for entry in options.val]
+    held_out = _held_out(options.val, network)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
@@ -180,6 +182,11 @@ def _stream_maker(options: TrainArguments, network: Any) -> Callable[[int], Stre
         for name in ("augmentation", "colour", "occlude", "weigh_joints"):
             if getattr(options, name) not in ("auto", 0):
                 raise InputError(f"{name} is for top-down models, and {options.model} is none")
+        if any(entry.startswith("mpii:") for entry in options.data):
+            raise InputError(
+                f"data of mpii: is for top-down models, and {options.model} is none: "
+                "its boxes are square regions around people, which a detector would learn"
+            )
         # Whole images without anybody train nothing, and the published recipes leave them out.
         datasets, weights = open_weighted(options.data, people_only=canvases is None, **coco_options(network))
         sizes = None if canvases is None else [(side, side) for side in canvases]
@@ -212,15 +219,35 @@ def _stream_maker(options: TrainArguments, network: Any) -> Callable[[int], Stre
     )
 
 
-def _held_out(entry: str, network: Any) -> CocoKeypoints:
-    """The data of a --val entry, which must suit the network: found out before the training, not after."""
+def _held_out(entries: Sequence[str], network: Any) -> dict[str, CocoKeypoints]:
+    """The data of the --val entries by name, which must suit the network: found out before the training, not after.
+
+    Files of the same name go by their whole entries.
+    """
     from pyposeext.models.top_down import TopDownPose
     from pyposeext.pipelines.evaluation import joint_problem
 
-    dataset = open_coco(entry)
-    if isinstance(network, TopDownPose) and joint_problem(network, dataset):
-        raise InputError(f"val: {joint_problem(network, dataset)}")
-    return dataset
+    datasets = [open_coco(entry) for entry in entries]
+    for dataset in datasets:
+        if isinstance(network, TopDownPose) and joint_problem(network, dataset):
+            raise InputError(f"val: {joint_problem(network, dataset)}")
+    names = [dataset.name for dataset in datasets]
+    return {
+        dataset.name if names.count(dataset.name) == 1 else entry: dataset
+        for entry, dataset in zip(entries, datasets, strict=True)
+    }
+
+
+def _inputs(options: TrainArguments, network: Any) -> dict[str, Any]:
+    """What decides a run beside its settings; see `Trainer`."""
+    return {
+        "model": network.model_name,
+        **{f"arguments.{name}": value for name, value in network.model_arguments.items()},
+        "data": [located(entry) for entry in options.data],
+        "batch_size": options.images_per_batch,
+        "canvas": options.canvases,
+        **{name: getattr(options, name) for name in ("augmentation", "colour", "occlude", "weigh_joints")},
+    }
 
 
 def _fit(options: TrainArguments, settings: Settings, network: Any, stream: Stream) -> None:
@@ -229,13 +256,13 @@ def _fit(options: TrainArguments, settings: Settings, network: Any, stream: Stre
     from pyposeext.training.engine import Trainer
 
     trunk = "trunk." if hasattr(network, "trunk") else "backbone.body."
-    trainer = Trainer(network, settings, options.output, trunk_prefix=trunk)
+    trainer = Trainer(network, settings, options.output, trunk_prefix=trunk, inputs=_inputs(options, network))
     data = batches(stream, trainer.next_batch, options.workers, pinned=trainer.device.type == "cuda")
     trainer.fit(data, _reporter(options.progress))
     network.load_state_dict(trainer.average.state_dict())
 
 
-def _finish(options: TrainArguments, network: Any, held_out: Sequence[CocoKeypoints]) -> None:
+def _finish(options: TrainArguments, network: Any, held_out: Mapping[str, CocoKeypoints]) -> None:
     """Writes the weights, measures them and writes that."""
     from pyposeext.io.atomic import write_bytes
     from pyposeext.models.weights import save_model
@@ -243,7 +270,7 @@ def _finish(options: TrainArguments, network: Any, held_out: Sequence[CocoKeypoi
 
     path = options.output / "weights.safetensors"
     save_model(path, network, options.store, source=options.source, licence=options.licence)
-    results = {dataset.name: evaluate(network, dataset).compute() for dataset in held_out}
+    results = {name: evaluate(network, dataset).compute() for name, dataset in held_out.items()}
     if results:
         write_bytes(options.output / "validation.json", (json.dumps(results, indent=2) + "\n").encode())
     for name, kinds in results.items():

@@ -250,6 +250,7 @@ def random_mosaic(
         # A canvas with somebody without mask has none, and trains the rest.
         masks=np.concatenate(masks) if masks and len(masks) == len(people) else None,
         labels=None if all(part.labels is None for part in parts) else np.concatenate(labels),
+        pose_boxes=None,
     )
 
 

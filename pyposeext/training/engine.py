@@ -136,8 +136,9 @@ class _Interval:
 class Trainer:
     """Trains a model whose forward pass gives a dictionary of losses.
 
-    The model is called as ``model(images, targets)`` with float32 [B, 3, H, W], or a list of [3, H, W] where they differ
-    in size, and a list of target dictionaries. Under torchrun every process has its own batches and gradients are averaged (DistributedDataParallel).
+    The model is called as ``model(images, targets)`` with float32 [B, 3, H, W], or a list of [3, H, W] where images
+    differ in size, and a list of target dictionaries. Under torchrun every process has its own batches and gradients
+    are averaged (DistributedDataParallel).
     """
 
     def __init__(

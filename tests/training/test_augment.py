@@ -115,9 +115,13 @@ def test_mosaics_put_every_tile_in_its_place() -> None:
     settings = Augmentation(rotate=0, flip=0, half_body=0, smallest=0.6, largest=0.7)
     generator = np.random.default_rng(1)
     for count in (4, 9):
-        mosaic = random_mosaic([sample_with_dots()] * count, (320, 320), COCO17, settings, generator)
+        sample = sample_with_dots()
+        sample.pose_boxes = sample.boxes.copy()
+        mosaic = random_mosaic([sample] * count, (320, 320), COCO17, settings, generator)
         check_bounds(mosaic, (320, 320))
         assert len(mosaic.boxes) == count
+        # Those of a single image would be neither its people's nor as many.
+        assert mosaic.pose_boxes is None
         for keypoints in mosaic.keypoints:
             if keypoints[NOSE, 2]:
                 x, y = keypoints[NOSE, :2].round().astype(int)

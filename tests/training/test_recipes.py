@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pyposeext.errors import InputError
@@ -27,6 +29,13 @@ def test_mask_rcnn(images: int, rate: float) -> None:
     assert RECIPES["mask_rcnn"].canvases is None
 
 
+def test_keypoint_rcnn_is_mask_rcnn_for_longer() -> None:
+    mask, keypoint = (recipe_settings(recipe_of(name), 16, {"steps": 46}) for name in ("mask_rcnn", "keypoint_rcnn"))
+    assert [round(46 * share) for share in keypoint.milestones] == [36, 43]
+    assert replace(keypoint, milestones=mask.milestones) == mask
+    assert RECIPES["keypoint_rcnn"].canvases is None
+
+
 def test_single_options_go_over_the_recipe() -> None:
     given = {"steps": 5, "learning_rate": 0.5, "optimizer": None, "warmup_steps": 0, "accumulate": 4}
     settings = recipe_settings(recipe_of("mask_rcnn"), 2, given)
@@ -39,5 +48,5 @@ def test_the_default_recipe_is_the_settings_defaults() -> None:
     settings = recipe_settings(recipe_of("default"), 8, {"steps": 5})
     assert (settings.optimizer, settings.schedule, settings.average_decay) == ("adamw", "one_cycle", 0.998)
     assert RECIPES["default"].canvases == (320,)
-    with pytest.raises(InputError, match="recipe must be one of default, hrnet, mask_rcnn, got 'fast'"):
+    with pytest.raises(InputError, match="recipe must be one of default, hrnet, mask_rcnn, keypoint_rcnn, got 'fast'"):
         recipe_of("fast")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pyposeext.errors import InputError
+from pyposeext.io.weights import file_sha256
 from pyposeext.layers.hrnet import HRNet
 from pyposeext.layers.resnet import ResNet
 from pyposeext.models import create_model
+from pyposeext.models.registry import Checkpoint, model_entry
 from pyposeext.models.weights import save_model
 from pyposeext.training.start import load_start
 
@@ -103,6 +106,39 @@ def test_weights_of_this_package(tmp_path: Path) -> None:
     model: Any = create_model("hrnet_w18_small")
     load_start(model, tmp_path / "own.safetensors")
     assert torch.equal(model(IMAGES), saved(IMAGES))
+
+
+def test_weights_of_another_model_or_skeleton_are_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "torchvision.safetensors", create_model("mask_rcnn_resnet50_fpn", num_classes=2))
+    model: Any = create_model("mask_rcnn_resnet50_fpn_detectron2", num_classes=2)
+    with pytest.raises(InputError, match="are of the model mask_rcnn_resnet50_fpn, not of mask_rcnn_resnet50_fpn_det"):
+        load_start(model, tmp_path / "torchvision.safetensors")
+    posetrack = create_model("hrnet_w18_small", skeleton="posetrack18")
+    save_model(tmp_path / "posetrack.safetensors", posetrack)
+    message = r"""skeleton posetrack18, the model has coco17: give --arguments '\{"skeleton": "posetrack18"\}'"""
+    with pytest.raises(InputError, match=message):
+        load_start(create_model("hrnet_w18_small"), tmp_path / "posetrack.safetensors")
+    load_start(create_model("hrnet_w18_small", skeleton="posetrack18"), tmp_path / "posetrack.safetensors")
+
+
+def test_frozen_norms_of_another_eps_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: Any = shaken(create_model("keypoint_rcnn_resnet18_fpn", norm_eps=0.25))
+    save_model(tmp_path / "own.safetensors", saved)
+    torch.save(saved.state_dict(), tmp_path / "published.pth")
+    digest = file_sha256(tmp_path / "published.pth")
+    known = Checkpoint("published", "https://example.org", "MIT", {"norm_eps": 0.25}, sha256=digest)
+    entry = replace(model_entry("keypoint_rcnn_resnet18_fpn"), checkpoints=(known,))
+    monkeypatch.setattr("pyposeext.training.start.model_entry", lambda name: entry)
+    for file in ("own.safetensors", "published.pth"):
+        plain = create_model("keypoint_rcnn_resnet18_fpn")
+        message = r"""norm_eps 0\.25, the model has \S+: give --arguments '\{"norm_eps": 0\.25\}'"""
+        with pytest.raises(InputError, match=message):
+            load_start(plain, tmp_path / file)
+        alike: Any = create_model("keypoint_rcnn_resnet18_fpn", norm_eps=0.25)
+        load_start(alike, tmp_path / file)
+        assert torch.equal(alike.backbone.body(IMAGES)[-1], saved.backbone.body(IMAGES)[-1])
+        # Norms that are trained take any.
+        load_start(create_model("keypoint_rcnn_resnet18_fpn", frozen_norm=False), tmp_path / file)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -71,6 +71,38 @@ def test_a_top_down_model_from_an_imagenet_trunk_to_weights(tmp_path: Path, caps
     assert lines == [2, 3]
 
 
+def test_what_decides_a_run_stays_and_files_of_one_name_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = []
+    for name in ("a", "b"):
+        write_people(tmp_path / name, count=1)
+        entries.append(f"{tmp_path}/{name}/people.json:{tmp_path}/{name}/images")
+    small: dict[str, Any] = {"model": "hrnet_w18_small", "batch_size": 1, "workers": 0, "device": "cpu"}
+    small |= {"arguments": '{"input_size": [64, 64]}', "progress": "none", "output": tmp_path / "run"}
+    train(TrainArguments(data=tuple(entries[:1]), val=tuple(entries), steps=1, **small))
+    assert set(json.loads((tmp_path / "run/validation.json").read_text())) == set(entries)
+    for changes, message in (
+        (
+            {"data": tuple(entries[1:])},
+            r"was trained with data \['.*/a/people\.json:.*'\], asked for is \['.*/b/people",
+        ),
+        ({"batch_size": 2}, "was trained with batch_size 1, asked for is 2"),
+        ({"augmentation": "none"}, "was trained with augmentation auto, asked for is none"),
+        (
+            {"arguments": '{"input_size": [64, 96]}'},
+            r"trained with arguments\.input_size \[64, 64\], asked for is \[64",
+        ),
+        ({"model": "hrnet_w16"}, "was trained with model hrnet_w18_small, asked for is hrnet_w16"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(TrainArguments(**{"data": tuple(entries[:1]), "steps": 2, **small, **changes}))
+    # The same files, named from where they are.
+    monkeypatch.chdir(tmp_path)
+    train(TrainArguments(data=("a/people.json:a/images",), steps=2, **small))
+    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["step"] == 2
+
+
 def test_a_mask_rcnn_by_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_people(tmp_path / "set", count=2, masks=True)
     entry = f"{tmp_path}/set/people.json:{tmp_path}/set/images"
@@ -156,8 +188,9 @@ def test_every_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyP
         ({"model": "hrnet_w18_small", "canvas": (320,)}, "canvas is for detectors"),
         ({"model": "hrnet_w18_small", "colour": 2.0}, "colour must be a probability"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
-        ({"recipe": "yolo"}, "recipe must be one of default, hrnet, mask_rcnn, got 'yolo'"),
+        ({"recipe": "yolo"}, "recipe must be one of default, hrnet, mask_rcnn, keypoint_rcnn, got 'yolo'"),
         ({"milestones": (0.9, 0.5)}, "milestones must be rising shares"),
+        ({"data": ("mpii:labels.json:images",)}, "data of mpii: is for top-down models, and keypoint_rcnn_eff"),
         ({"data": ("lsp:a:1:2",)}, "data must be ANNOTATIONS"),
         (
             {"model": "hrnet_w18_small", "arguments": '{"num_joints": 16}', "val": "set"},
