@@ -54,8 +54,8 @@ class TrainArguments:
             which are only mirrored.
         augmentation: how the crops of a top-down model are changed: as published for COCO or for MPII, or not at all;
             "auto" goes by the model's joints.
-        colour, occlude: probabilities that the colours of a crop are changed and that parts of it are covered; not part
-            of the published recipe.
+        colour: probability that the colours of a top-down model's crop are changed; not part of the published recipe.
+        occlude: probability that parts of such a crop are covered; not part of the published recipe.
         weigh_joints: in a top-down model's loss elbows and knees weigh 1.2, wrists and ankles 1.5.
         optimizer: see the recipes.
         learning_rate: at the top of the schedule. "mask_rcnn" and "keypoint_rcnn" have 0.02 for 16 images per step, and
@@ -258,8 +258,19 @@ def _fit(options: TrainArguments, settings: Settings, network: Any, stream: Stre
     trunk = "trunk." if hasattr(network, "trunk") else "backbone.body."
     trainer = Trainer(network, settings, options.output, trunk_prefix=trunk, inputs=_inputs(options, network))
     data = batches(stream, trainer.next_batch, options.workers, pinned=trainer.device.type == "cuda")
-    trainer.fit(data, _reporter(options.progress))
+    if trainer.step:
+        _say(f"going on from step {trainer.step}", options.progress)
+    try:
+        trainer.fit(data, _reporter(options.progress))
+    except KeyboardInterrupt:
+        _say(f"stopped at step {trainer.step}: the same command goes on from there", options.progress)
+        raise
     network.load_state_dict(trainer.average.state_dict())
+
+
+def _say(sentence: str, progress: str) -> None:
+    if progress == "bar":
+        print(sentence, file=sys.stderr)
 
 
 def _finish(options: TrainArguments, network: Any, held_out: Mapping[str, CocoKeypoints]) -> None:
