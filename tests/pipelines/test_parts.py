@@ -197,6 +197,8 @@ _INTERRUPTED = """
 import signal, sys, threading, time
 from pyposeext.pipelines.prefetch import prefetch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background is born deaf to it
+
 def items():
     yield 1
     time.sleep(1)  # a batch under way, through which nothing gets
