@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyposeext.errors import InputError
+from pyposeext.io.rle import decode_segmentation
 from pyposeext.structures import Poses
 
 Colour = tuple[int, int, int]
@@ -102,13 +103,11 @@ def _draw_skeleton(canvas: Any, poses: Poses, person: int, threshold: float, wid
 
 
 def _draw_mask(canvas: Any, poses: Poses, person: int, width: float) -> None:
-    from faster_coco_eval import mask as coding  # slow to import
-
     assert poses.masks is not None
     mask = poses.masks[person]
     if tuple(mask["size"]) != canvas.shape[:2]:
         raise InputError(f"masks must have the image's size {list(canvas.shape[:2])}, got {list(mask['size'])}")
-    filled: NDArray[np.uint8] = coding.decode(mask)
+    filled = decode_segmentation(mask, *canvas.shape[:2])
     rows, columns = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
     if len(rows) == 0:
         return
